@@ -8,7 +8,8 @@ the run's models and attackers made.
 How much a trick hides: the robust accuracy that the main attack reports, minus the lowest that is
 known, by everything together or by attacks on the network inside; less the same difference of the
 dense network without the trick. A model counts as masked where that is above 5 points. One that is
-called reliable is a false pass, an honest model that is not is a false alarm.
+called reliable is a false pass, an honest model that is not is a false alarm. A model of the
+leaderboard whose attacks by gradient leave more than 5 points more than everything is not honest.
 """
 
 import json
@@ -128,6 +129,8 @@ def summary(rows: list[dict[str, Any]], images: int) -> dict[str, Any]:
     planted = [row for row in judged if "hidden" in row]
     planted = [row | {"known": min(row["robust"], row["knowing"])} for row in planted]
     hiding = [row for row in planted if row["hidden"] > SPARED]
+    unplanted = [row for row in judged if "hidden" not in row]
+    honest = [row for row in unplanted if row["white_box"] - row["robust"] <= SPARED]
     deceived = [row for row in planted if row["white_box"] - row["known"] > SPARED]
     passed = [row["level"] == "reliable" for row in hiding]
     above = [row["robust"] - row["known"] > SPARED for row in hiding]
@@ -135,7 +138,7 @@ def summary(rows: list[dict[str, Any]], images: int) -> dict[str, Any]:
         "false_pass": rate(passed),
         "false_number": rate([a and b for a, b in zip(passed, above, strict=True)]),
         "false_pass_suite": rate([row["level"] == "reliable" for row in deceived]),
-        "false_alarm": rate([row["level"] != "reliable" for row in judged if "hidden" not in row]),
+        "false_alarm": rate([row["level"] != "reliable" for row in honest]),
         "kinds": len({row["kind"] for row in hiding}),
         "images": images,
         "seconds": sum(row["seconds"] for row in rows),

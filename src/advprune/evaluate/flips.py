@@ -1,11 +1,10 @@
-"""What the bit-flip attack found: pure functions of its records.
+"""What the bit-flip attack found, and two networks compared: pure functions of its records.
 
 Records are one row per flip, variant and seed: `variant` (untargeted, margin, targeted, random),
 `seed` (which batch of training images the attacker had, counted on over the `training`s of the
-network where there are several), `flip` (0 is the network before the first
-flip), `step`, `layer`, `depth` (its place among those that are stored), `index`, `bit`, `loss`,
-`hamming` and `accuracy` on the test images as in `FlipTrace.table`, passes so far, and of the whole
-run its `reason` to end, `layers` and `stored_bits`. A seed whose accuracy never came down to chance
+network where there are several), `flip` (0 is the network before the first flip), `step`, `layer`,
+`depth` (its place among those that are stored), `index`, `bit`, `loss`, `hamming` and `accuracy` on
+the test images as in `FlipTrace.table`, passes so far, and of the whole run its `reason` to end, `layers` and `stored_bits`. A seed whose accuracy never came down to chance
 is *censored*: all that is known is how many flips were not enough.
 """
 

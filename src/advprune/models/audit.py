@@ -1,4 +1,4 @@
-"""Audit of a checkpoint: what its tensors are, how sparse, and whether they make up a network.
+"""Audit of a checkpoint: what its tensors are, how sparse, and which network they make up, if any.
 
 A tensor under a wrong name leaves random weights in its place, and the sparsity in a file may
 differ from the one that is claimed. Here tensors are compared with what the architecture needs,

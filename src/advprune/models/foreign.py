@@ -1,4 +1,4 @@
-"""Foreign networks: the user's own function, or a model of torchvision or timm.
+"""Foreign networks, of a function of the user's, torchvision or timm: made, cut to size, checked.
 
 The user's function is called as `function(classes=…, channels=…, **options)`: numbers of classes
 and of an image's channels, and what the settings of the network hold under `options`. It returns an

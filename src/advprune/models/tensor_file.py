@@ -1,4 +1,4 @@
-"""The tensors of a file, safetensors or a state dict of PyTorch in its wrappings, and their names.
+"""The tensors of a file, safetensors or a state dict, also under keys such as `state_dict`.
 
 No pickle is ever run.
 """

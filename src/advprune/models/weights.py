@@ -1,4 +1,4 @@
-"""Foreign weights: under a network's own names, masks applied, and in their places."""
+"""Weights of other projects: renamed as a network's own, masks multiplied in, loaded."""
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field

@@ -15,11 +15,11 @@ from, with the same fine-tuning. All convolutions and linear layers are pruned b
 the first, the shortcuts and the classifier included; biases and batch-norm are not. The GAP study's
 masks, in contrast, include biases and leave out the classifier.
 
-Training. Budget, batches, decay and label smoothing are the profile's. Each training ends with its
-last epoch; the published code takes the epoch of the best accuracy under attack on test images.
-With `finetune: null` on a standard network the mask alone is trained: a sub-network of a network
-that is not robust. HYDRA's scores take epochs, so LWM is fine-tuned for as many more: settings of
-the same sparsity and parent are refused where the sums differ.
+Training. Budget, batches and decay are the profile's; labels are not smoothed. Each training ends
+with its last epoch; the published code takes the epoch of the best accuracy under attack on test
+images. With `finetune: null` on a standard network the mask alone is trained: a sub-network of a
+network that is not robust. HYDRA's scores take epochs, so LWM is fine-tuned for as many more:
+settings of the same sparsity and parent are refused where the sums differ.
 
 Source. Sehwag, Wang, Mittal and Jana, HYDRA: Pruning Adversarially Robust Neural Networks (NeurIPS
 2020, arXiv 2002.10509); Han et al. (NeurIPS 2015) for magnitude.

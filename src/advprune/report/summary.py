@@ -41,6 +41,10 @@ def effect(run: Run) -> str:
     tests = {model: against.distance for model, against in against_dense(run).items()}
     if not tests:
         return ""
+    gained = [model for model, test in tests.items() if test.outcome.startswith("higher")]
+    bounds = [model for model in gained if run.verdict(model).level != LEVELS[PASS]]
+    total = len(tests)
+    tests = {model: test for model, test in tests.items() if model not in bounds}
     larger, smaller, same = (
         [model for model, test in tests.items() if test.outcome.partition(" (")[0] == outcome]
         for outcome in ("higher", "lower", "not significant")
@@ -57,8 +61,9 @@ def effect(run: Run) -> str:
     rest = f" ({void} less accurate when clean: not compared)" if void else ""
     return (
         "Distance (the smallest change of an image that fools a model) is significantly larger "
-        f"than the dense network's for {_these(run, larger, *notes, of=len(tests))}, smaller for "
-        f"{_these(run, smaller)}, and not significantly different for {len(same) or 'none'}{rest}."
+        f"than the dense network's for {_these(run, larger, *notes, of=total)}, smaller for "
+        f"{_these(run, smaller)}, and not significantly different for {len(same) or 'none'}{rest}"
+        f"{f'; not counted as larger: {_these(run, bounds)}, an upper bound' if bounds else ''}."
     )
 
 
@@ -151,8 +156,8 @@ def trust(run: Run) -> str:
     if not doubts:
         return f"{f'All {total}' if run.compressed else 'The robust accuracy'} passed every check."
     return (
-        f"{len(run.models) - len(doubts)} of {total} passed every check. To be read as an upper "
-        f"bound: {_named(run, doubts) or counted(len(doubts), 'model')}."
+        f"{len(run.models) - len(doubts)} of {total} passed every check. Upper bounds, as "
+        f"distances are then: {_named(run, doubts) or counted(len(doubts), 'model')}."
     )
 
 

@@ -1,4 +1,5 @@
-"""What was found as columns of a table: rates, comparisons and their intervals, raw numbers."""
+"""What was found as raw columns of a table: rates, and models against their dense network or a
+control, with intervals."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

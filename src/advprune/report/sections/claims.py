@@ -153,9 +153,8 @@ def _judge(run: Run, one: Judged, test: Compared, p: float) -> Judged:
     doubt, gains = "", test.p < ALPHA and test.direction > 0
     if test.void == AT_CHANCE or (test.void and gains and claim.expect == "higher"):
         doubt = test.void
-    elif claim.metric in ("robust", "distance") and gains and claim.model in run.by_name:
-        level = run.verdict(run.model(claim.model)).level
-        doubt = "" if level == LEVELS[PASS] else f"its robust accuracy is {level}"
+    elif whose := _unbelieved(run, claim, gains):
+        doubt = whose
     elif falls_behind(run, claim):
         doubt = f"{claim.attack} does less harm than FGSM"
     outcome, text = NOT_HERE, kind_of(units_of(test)[1]).text
@@ -177,6 +176,16 @@ def _judge(run: Run, one: Judged, test: Compared, p: float) -> Judged:
     else:
         reason = "not shown within the margin"
     return replace(one, outcome=outcome, reason=reason, test=test, p=p)
+
+
+def _unbelieved(run: Run, claim: Claim, gains: bool) -> str:
+    """Why an upper bound decides nothing: of a model that gains, or of a control that it does not
+    surpass. Empty if neither is one."""
+    name, whose = (claim.model, "its") if gains else (claim.control, "its control's")
+    if claim.metric not in ("robust", "distance") or name not in run.by_name:
+        return ""
+    level = run.verdict(run.model(name)).level
+    return "" if level == LEVELS[PASS] else f"{whose} robust accuracy is {level}"
 
 
 def _unmet(run: Run, claim: Claim) -> str:

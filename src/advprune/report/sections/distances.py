@@ -26,7 +26,8 @@ def distances(run: Run) -> Parts:
     if run.compressed:
         yield Part(
             "Against the dense network",
-            "Robust accuracy and distance minus those of the dense network on the same images "
+            "Robust accuracy and distance minus those of the dense network (distance: or of the "
+            "control that the leaderboard names) on the same images "
             "(McNemar's test; Hodges–Lehmann estimate and Wilcoxon's test). Distance: the smallest "
             f"change found that fools the model ({measured}). {ZERO} "
             f"{explained('all models of a dense network')} Area: mean accuracy over all budgets up "
