@@ -4,8 +4,9 @@ Records are one row per flip, variant and seed: `variant` (untargeted, margin, t
 `seed` (which batch of training images the attacker had, counted on over the `training`s of the
 network where there are several), `flip` (0 is the network before the first flip), `step`, `layer`,
 `depth` (its place among those that are stored), `index`, `bit`, `loss`, `hamming` and `accuracy` on
-the test images as in `FlipTrace.table`, passes so far, and of the whole run its `reason` to end, `layers` and `stored_bits`. A seed whose accuracy never came down to chance
-is *censored*: all that is known is how many flips were not enough.
+the test images as in `FlipTrace.table`, passes so far, and of the whole run its `reason` to end,
+`layers` and `stored_bits`. A seed whose accuracy never came down to chance is *censored*: all that
+is known is how many flips were not enough.
 """
 
 from collections import Counter

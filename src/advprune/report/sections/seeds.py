@@ -33,9 +33,10 @@ def seeds(run: Run) -> Parts:
             f"Accuracy over seeds, on {study.of}",
             f"An image is robust if it withstands {listed(attacks)} (eps "
             f"{budget(run.main_attack.eps)}); there is no verdict. n = {n} test images, "
-            f"{counted(count, 'seed')}, each with a dense network of its own; intervals cover other "
-            "seeds and other images (two-way random effects). Area is the mean accuracy over all budgets up to twice the "
-            "main attack's; its difference is from the dense networks. "
+            f"{counted(count, 'seed')}, each with a dense network of its own; intervals cover "
+            "other seeds and other images (two-way random effects). Area is the mean accuracy over "
+            "all budgets up to twice the main attack's; its difference is from the dense "
+            "networks. "
             f"{explained('all points')}",
             table_of(run, points),
             Chart(f"sparsity-{name}", "points", over_sparsity(points), *axes, **look),
