@@ -225,6 +225,11 @@ def test_a_robust_accuracy_in_doubt_reproduces_nothing():
     hidden = model("E-standard", params, {"field": N}, sent)
     (found,) = outcomes(run_of([dense, hidden], params), claim(metric="robust", effect=0.1))
     assert found.outcome == NOT_HERE and found.reason.startswith("its robust accuracy is")
+    other = model("S-standard", params, {"field": 2})
+    behind = claim(metric="robust", model="S-standard", control="E-standard", effect=0.1)
+    (found,) = outcomes(run_of([dense, hidden, other], params), behind)
+    assert found.outcome == NOT_HERE
+    assert found.reason.startswith("its control's robust accuracy is")
 
 
 def test_points_over_seeds():

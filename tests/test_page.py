@@ -52,6 +52,9 @@ def test_the_answer_comes_first_and_counts_what_differs():
     assert "both are 0 % for 1, of which distances are larger for 0 and smaller for 1" in decided
     rising = model("A", (36, 36, 36), curve=(40, 20, 36, 0))
     assert "(the broken A-standard)" in accuracy(run_of(rising))
+    doubted = effect(run_of(model("dense", (0, 0, 0)), rising))
+    assert "larger than the dense network's for none of 1 compressed model" in doubted
+    assert "; not counted as larger: 1 (the broken A-standard), an upper bound." in doubted
 
 
 def test_what_is_higher_than_a_control_counts_as_higher(monkeypatch):

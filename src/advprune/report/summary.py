@@ -156,8 +156,8 @@ def trust(run: Run) -> str:
     if not doubts:
         return f"{f'All {total}' if run.compressed else 'The robust accuracy'} passed every check."
     return (
-        f"{len(run.models) - len(doubts)} of {total} passed every check. Robust accuracy and distances "
-        f"of {_named(run, doubts) or counted(len(doubts), 'model')} are upper bounds."
+        f"{len(run.models) - len(doubts)} of {total} passed every check. Robust accuracy and "
+        f"distances of {_named(run, doubts) or counted(len(doubts), 'model')} are upper bounds."
     )
 
 
