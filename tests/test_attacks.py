@@ -19,7 +19,7 @@ from advprune.core.attack_settings import OtherAttack
 from advprune.models.checkpoint import load_model
 from advprune.models.stochastic import Stochastic, mean_logits
 from advprune.pruning import prune
-from conftest import Linear, grey_images, linear_problem, make_network
+from conftest import Linear, grey_images, make_network
 
 # --- PGD ------------------------------------------------------------------------------------------
 Pair = tuple[Tensor, Tensor]
@@ -273,6 +273,16 @@ def test_two_classes_are_attacked_towards_the_other_one():
 # --- the minimum-norm attack ----------------------------------------------------------------------
 Pair = tuple[Tensor, Tensor]
 NORMS = pytest.mark.parametrize("norm", ["Linf", "L2"])
+
+
+def linear_problem(norm):
+    """A model of five classes, images away from 0 and 1, its answers, and their known distances."""
+    generator = torch.Generator().manual_seed(2)
+    weight = torch.randn(5, 48, generator=generator)
+    images = 0.5 + 0.1 * (torch.rand(40, 3, 4, 4, generator=generator) - 0.5)
+    model = Linear(weight)
+    labels = model(images).argmax(1)
+    return model, images, labels, model.distance(images, labels, norm)
 
 
 @NORMS

@@ -130,14 +130,14 @@ def judged(run: Run) -> list[Judged]:
 
 def _size(run: Run, test: Compared) -> dict[str, int]:
     """n and seeds of a test: its images and trainings."""
-    n, seeds = run.n, 1
     if isinstance(test, Comparison):
-        n = test.first.n
-    elif isinstance(test, FlipComparison):  # of whole networks
-        seeds = min(test.first.trainings, test.second.trainings)
-    elif isinstance(test, MeanComparison):
-        n, seeds = test.mean.images if test.mean.images > 1 else n, test.mean.seeds
-    return {"n": n, "seeds": seeds}
+        return {"n": test.first.n, "seeds": 1}
+    if isinstance(test, FlipComparison):  # of whole networks
+        return {"n": run.n, "seeds": min(test.first.trainings, test.second.trainings)}
+    if isinstance(test, MeanComparison):
+        images, seeds = test.mean.images, test.mean.seeds
+        return {"n": images if images > 1 else run.n, "seeds": seeds}
+    return {"n": run.n, "seeds": 1}
 
 
 def _judge(run: Run, one: Judged, test: Compared, p: float) -> Judged:
