@@ -105,6 +105,24 @@ class Workspace:
             with atomic(path) as temporary:
                 table.to_parquet(temporary, index=False)
 
+    def given(self, name: str, image_shape: tuple[int, int, int]) -> bool:
+        """Save a model whose file the profile gives, with what the card beside that says of how it
+        was made (`<name>.json`); False where none is given, and it has to be made."""
+        from advprune.core.files import read_json
+        from advprune.models.card import NO_FACTS
+        from advprune.models.checkpoint import load_model
+        from advprune.models.weights import expected
+
+        if (weights := self.profile.model.weights.get(name)) is None:
+            return False
+        path = expected(weights.path, weights.sha256)
+        card = read_json(path.with_name(f"{name}.json"))
+        if missing := [key for key in NO_FACTS if key not in card]:
+            raise UserError(f"{path.with_name(name)}.json is no card of a model: no {missing[0]}")
+        model = load_model(path, self.profile.model.factory)
+        self.save(name, model, {key: card[key] for key in NO_FACTS}, image_shape=image_shape)
+        return True
+
     def entry(self, name: str, do: str) -> Any:
         """An entry of `models` that is made by a script; UserError for any other name."""
         entry = self.params.models.get(name)

@@ -4,14 +4,16 @@ import json
 import re
 from pathlib import Path
 from shutil import copytree, ignore_patterns
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from workspace import ROOT, TINY, copy_pipeline, git, made_here, run, stage
+from workspace import ROOT, TINY, change, copy_pipeline, git, made_here, run, stage
 
 from advprune.core.errors import UserError
+from advprune.core.files import sha256_of
 from advprune.core.params import load
 from advprune.models.checkpoint import load_model
 from advprune.report.read import read_run
@@ -157,6 +159,36 @@ def test_transfer_leaves_out_what_was_not_attacked(pipeline, tmp_path, capsys):
     made, whole = (pd.read_parquet(root / place) for root in (folder, pipeline[0]))
     among = whole[(whole.source != "E-standard") & (whole.target != "E-standard")]
     pd.testing.assert_frame_equal(made, among.reset_index(drop=True))
+
+
+def test_models_are_taken_from_the_files_that_the_profile_gives(
+    pipeline, tmp_path, capsys
+):
+    """Pruned, quantized and trained ones; file and card are what making them had given."""
+    folder = copytree(pipeline[0], tmp_path / "given", ignore=ignore_patterns(".dvc", ".git"))
+    made = {"GAP_layer-standard": "prune", "GAP_int8": "quantize", "BNN-standard": "train"}
+    given: dict[str, Any] = {"absent": {"path": "params.yaml"}}
+    for name in made:
+        (kept := folder / "weights" / name).mkdir(parents=True)
+        (folder / f"runs/digits/{name}/model.safetensors").rename(kept / "file.safetensors")
+        (folder / f"runs/digits/{name}/model.json").rename(kept / f"{name}.json")
+        file = kept / "file.safetensors"
+        given[name] = {"path": str(file), "sha256": sha256_of(file)}
+    change(folder, {"profiles/digits/model/weights": given})
+    assert stage(folder, "settings") == 0
+    assert "note: model.weights names absent, which is neither" in capsys.readouterr().out
+    for name, do in made.items():
+        assert stage(folder, do, name) == 0
+        for file in ("model.safetensors", "model.json"):
+            place = f"runs/digits/{name}/{file}"
+            assert (folder / place).read_bytes() == (pipeline[0] / place).read_bytes()
+    card = folder / "weights/GAP_int8/GAP_int8.json"
+    card.write_text("{}")
+    assert stage(folder, "quantize", "GAP_int8") != 0
+    assert "is no card of a model: no setting" in capsys.readouterr().err
+    change(folder, {"profiles/digits/model/weights/BNN-standard/sha256": "0" * 64})
+    assert stage(folder, "train", "BNN-standard") != 0
+    assert "but params.yaml expects 000" in capsys.readouterr().err
 
 
 def test_metrics_are_the_records_own(pipeline):

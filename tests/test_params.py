@@ -15,6 +15,9 @@ from advprune.studies import check_studies
 COMMITTED = [ROOT / "params.yaml", *sorted((ROOT / "params").glob("*.yaml"))]
 EPS = 48 / 255  # of the profile digits
 DENSE = "dense-standard, dense-robust"
+SIX, NINE = ({"method": "pgd", "epochs": epochs, "steps": 3} for epochs in (6, 9))
+LWM = {"family": "LWM", "setting": {"sparsity": 0.95, "finetune": NINE}}
+HYDRA = {"family": "HYDRA", "setting": {"sparsity": 0.95, "finetune": SIX}}
 
 
 def loaded(*changes):
@@ -167,7 +170,11 @@ def test_a_profile_overrides_key_by_key():
         ("studies/compression/points/random", [0.5], ["points.random.0: compression", "0.5"]),
         ("studies/protocol/members/RNA/setting", -1, ["protocol.members.RNA: sigma", "-1"]),
         ("studies/seeds/seeds", 0, ["studies.seeds: seeds", "0"]),
-        ("studies/seeds/points/LWM_95/setting", 1.5, ["seeds.points.LWM_95: sparsity", "1.5"]),
+        (
+            "studies/seeds/points",
+            {"L": LWM | {"setting": 1.5}},
+            ["seeds.points.L: sparsity", "1.5"],
+        ),
         ("studies/seeds/points/BNN", {"family": "BNN", "setting": {"channels": "grown"}}, ["BNN"]),
         # comparisons that could never be significant, with the number that could
         ("profiles/digits/flips", {"seeds": 3}, ["seeds: with 3 batches none of 2", "5 batches"]),
@@ -204,7 +211,7 @@ def test_a_profile_overrides_key_by_key():
         ("attacks/eot/steps", 5, ["attacks.eot: 5 steps of", "cannot cross the ball"]),
         ("recipes/robust", {"method": "pgd", "steps": 3, "step": 0.25}, ["robust", "cannot cross"]),
         ("prune/LWM/finetune/epochs", 11, ["prune.LWM.finetune.epochs: prune.HYDRA", "12", "11"]),
-        ("studies/seeds/points/LWM_95/setting/finetune/epochs", 9, ["LWM_95.finetune", "6", "9"]),
+        ("studies/seeds/points", {"H": HYDRA, "L": LWM}, ["points.L.finetune", "6", "9"]),
         ("prune/HYDRA/scores/step", "eps/4", ["prune.HYDRA: scores", "cannot cross the ball"]),
         ("attacks/worst_case", {"step": 0}, ["'worst_case' is taken"]),
         ("attack/main", "pgd", ["attack.main", "'pgd'", "field"]),

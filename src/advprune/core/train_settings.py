@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from advprune.core.networks import Architecture, Factory, Options, check_count, is_library
-from advprune.core.settings import PATH, Budget, Name, Settings, parse_fraction, relative
+from advprune.core.settings import PATH, Budget, ModelName, Settings, parse_fraction, relative
 
 InnerStep = Annotated[
     float, BeforeValidator(lambda value: parse_fraction(relative(value, 1.0))), Field(gt=0, le=2)
@@ -47,6 +47,8 @@ class ModelSettings(Settings):
     strides (one for each stage; empty: 1, 2, 2, ...): of resnet18 and resnet20, which take no
     options. normalize: by `mean` and `std` of each channel, in [0, 1]; where these are empty, as
     timm or torchvision trained the `weights` that are given, else by those of the training images.
+    weights: of the dense network of a recipe, or of a model by its name (a file that `save_model`
+    wrote, with its card beside it), instead of training it.
     """
 
     architecture: Architecture = "resnet18"
@@ -57,7 +59,7 @@ class ModelSettings(Settings):
     normalize: bool = True
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
-    weights: dict[Name, WeightsSettings] = {}
+    weights: dict[ModelName, WeightsSettings] = {}
 
     @model_validator(mode="after")
     def _one_network(self) -> "ModelSettings":

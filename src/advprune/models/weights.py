@@ -2,6 +2,7 @@
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -87,6 +88,15 @@ def plain(
     return found
 
 
+def expected(reference: str, sha256: str | None) -> Path:
+    """The file that a profile's `weights` name; UserError where there is none, or its sha256 is not
+    the one that is given."""
+    path = referenced(reference)
+    if sha256 is not None and (found := sha256_of(path)) != sha256:
+        raise UserError(f"{reference} has sha256 {found}, but params.yaml expects {sha256}")
+    return path
+
+
 def load_foreign(
     spec: ModelSpec, reference: str, sha256: str | None, factory: str | None = None
 ) -> nn.Module:
@@ -98,9 +108,7 @@ def load_foreign(
     masks (`plain`) are understood. A state dict is read with `weights_only=True`. factory: as in
     `build`. Raises UserError where the hash differs or tensors do not fit.
     """
-    path = referenced(reference)
-    if sha256 is not None and (found := sha256_of(path)) != sha256:
-        raise UserError(f"{reference} has sha256 {found}, but params.yaml expects {sha256}")
+    path = expected(reference, sha256)
     model, (tensors, metadata) = build(spec, factory), read_weights(path)
     header_spec(metadata, where=reference)
     if spec.architecture.startswith("cifar/") and (theirs := recognized(tensors)):
