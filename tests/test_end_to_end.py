@@ -161,9 +161,7 @@ def test_transfer_leaves_out_what_was_not_attacked(pipeline, tmp_path, capsys):
     pd.testing.assert_frame_equal(made, among.reset_index(drop=True))
 
 
-def test_models_are_taken_from_the_files_that_the_profile_gives(
-    pipeline, tmp_path, capsys
-):
+def test_models_are_taken_from_the_files_that_the_profile_gives(pipeline, tmp_path, capsys):
     """Pruned, quantized and trained ones; file and card are what making them had given."""
     folder = copytree(pipeline[0], tmp_path / "given", ignore=ignore_patterns(".dvc", ".git"))
     made = {"GAP_layer-standard": "prune", "GAP_int8": "quantize", "BNN-standard": "train"}
