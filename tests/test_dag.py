@@ -5,15 +5,18 @@ A room is a folder of src/advprune.
 
 import ast
 import fnmatch
+import json
 import re
 import shutil
 from collections.abc import Iterator
 from functools import cache
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import typer
 from dvc.dependency.param import ParamsDependency
 from dvc.repo import Repo
 from ruamel.yaml import YAML
@@ -278,3 +281,58 @@ def test_only_params_knows_params_yaml_and_nothing_knows_the_stages() -> None:
         if file.name != "params.py":
             assert "params.yaml" not in literals, file
         assert not any(s.startswith("stages/") for s in literals if isinstance(s, str)), file
+
+
+# --- without DVC ----------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def without_dvc():
+    """The script bench/without_dvc.py as a module."""
+    spec = spec_from_file_location("without_dvc", ROOT / "bench" / "without_dvc.py")
+    spec.loader.exec_module(module := module_from_spec(spec))
+    return module
+
+
+def test_the_plan_for_a_machine_without_dvc_is_that_of_dvc(
+    without_dvc, stages, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(ROOT)
+    without_dvc.plan(tmp_path / "plan.json")
+    found = json.loads((tmp_path / "plan.json").read_text())
+    assert set(found) == set(stages)
+    assert found["model@E-robust"]["after"] == ["prepare", "settings", "train@robust"]
+    assert set(found["transfer"]["after"]) >= {name for name in stages if "attack" in name}
+    first = without_dvc.waiting(found)
+    assert first["settings"] == len(stages) - 1 and first["summarize"] == 0
+
+
+def test_stages_run_side_by_side_in_order_and_go_on_after_a_failure(
+    without_dvc, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    names = {"a": [], "b": ["a"], "c": ["a"], "d": ["b", "c"], "e": [], "model@f": ["e"]}
+    commands = {"b": "[ -e a ] && false", "e": "sleep 60"}
+    plan = {
+        name: {
+            "command": commands.get(name, f"touch {name[-1]}"),
+            "outs": [name[-1]],
+            "after": after,
+        }
+        for name, after in names.items()
+    }
+    plan["model@f"]["command"] = 'echo "${DVC_STAGE#*@}" > f'
+    Path("plan.json").write_text(json.dumps(plan))
+
+    def ended(**options):
+        with pytest.raises(typer.Exit) as status:
+            without_dvc.run(Path("plan.json"), **options)
+        return status.value.exit_code, capsys.readouterr().out
+
+    status, said = ended(processes=3, seconds=2)
+    assert status and "b FAILED (1, timings/stages/b.log)" in said and "c done" in said
+    assert "e: stopped" in said and "not begun: d, model@f" in said and not Path("d").exists()
+    plan["b"]["command"], plan["e"]["command"] = "touch b", "touch e"
+    plan["c"]["command"] = "false"  # its output is there
+    Path("plan.json").write_text(json.dumps(plan))
+    status, said = ended(processes=2, leave="model@")
+    assert not status and "c " not in said and Path("d").exists() and not Path("f").exists()
+    assert ended()[0] == 0 and Path("f").read_text() == "f\n"
