@@ -5,7 +5,6 @@ Attacks and scoring ask `admitted` for the model that they query; `prune` and `q
 random state.
 """
 
-import copy
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,15 +12,12 @@ from typing import Any
 from weakref import WeakSet
 
 import torch
-import torch.nn.utils.prune as torch_prune
 from torch import nn
 from torch.nn.modules import module as of_all
-from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
 from advprune.core.device import device_of
-from advprune.core.errors import InputError, arisen, first_line
+from advprune.core.errors import InputError, arisen
+from advprune.models.copies import HOOKS, hooked, is_plain, plain_copy, unshared
 from advprune.models.stochastic import Drawn, is_randomized, states, undisturbed
 
 ROUNDING = 1e-3  # of the largest logit and one: as much as the size of a batch may change
@@ -29,7 +25,6 @@ MANY = 64  # images whose outputs must all be probabilities for the model to be 
 SUM = 2e-2  # how far the sum of probabilities may be from one; bfloat16 rounds each by 0.4 %
 SIGMOID = re.compile(r"(Hards|S)igmoidBackward")  # torch's names of what an output comes out of
 COPIED = re.compile(r"(ToCopy|Clone|\w*View|\w*[Ss]queeze)Backward")
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 FEW = 8  # images whose logits are compared with those of pairs of them
 REPEATS = 3  # further passes of the same images, whose logits are compared
 
@@ -57,11 +52,7 @@ def admitted(
     the first passes, and then taken for randomness.
     """
     given, inner = model, _unwrapped(who, model)
-    model, parts = inner, list(inner.modules())
-    if any(
-        part.training or parametrize.is_parametrized(part) or _old_hooks(part) for part in parts
-    ):
-        model = plain_copy(model)
+    model = inner if is_plain(inner) else plain_copy(inner)
     hollow = any(parameter.is_meta for parameter in model.parameters())
     refuse(who, {"the model lies on the meta device, which holds no numbers": hollow})
     types = {p.dtype for p in model.parameters() if p.is_floating_point()} - {images.dtype}
@@ -245,53 +236,6 @@ def _unwrapped(who: str, model: Any) -> nn.Module:
     return model.module if isinstance(model, wrappers) else model
 
 
-def _old_hooks(module: nn.Module) -> list[Any]:
-    """torch's re-parametrizations of the kind that lives in a hook."""
-    kinds = torch_prune.BasePruningMethod, WeightNorm, SpectralNorm
-    return [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, kinds)]
-
-
-def plain_copy(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode, with the weights that re-parametrizations (torch's pruning, weight
-    and spectral norm, parametrizations) give there in their place."""
-    derived = {  # that a re-parametrization computed and left as attributes, which no copy may hold
-        id(value): value.detach().clone()
-        for module in model.modules()
-        for value in vars(module).values()
-        if isinstance(value, torch.Tensor) and not value.is_leaf
-    }
-    try:
-        copied = copy.deepcopy(model, derived).eval()
-    except Exception as error:  # of locks, open files and others of the user's attributes
-        raise InputError(f"the model cannot be copied: {first_line(error)}") from error
-    for module in list(copied.modules()):
-        for hook in _old_hooks(module):
-            if isinstance(hook, WeightNorm):
-                remove_weight_norm(module, hook.name)
-            elif isinstance(hook, SpectralNorm):
-                remove_spectral_norm(module, hook.name)
-            else:
-                torch_prune.remove(module, hook._tensor_name)
-        if parametrize.is_parametrized(module):
-            # Not by torch's own removal: it changes the class, which the caller's model has too.
-            names = list(module.parametrizations)  # type: ignore[arg-type]
-            weights = {name: getattr(module, name).detach().clone() for name in names}
-            module.__class__ = parametrize.type_before_parametrizations(module)
-            del module.parametrizations
-            for name, weight in weights.items():
-                module.register_parameter(name, nn.Parameter(weight))
-    return copied
-
-
-def hooked(model: nn.Module) -> list[str]:
-    """The names of modules with hooks, or with another `forward` than that of their class."""
-    return [
-        name or "the model"
-        for name, part in model.named_modules()
-        if "forward" in vars(part) or any(getattr(part, hooks, None) for hooks in HOOKS)
-    ]
-
-
 def kept_by(model: nn.Module) -> dict[str, tuple[Any, int]]:
     """What the modules of a model keep, by name: numbers, texts, lengths of lists, and tensors with
     how often they were written to."""
@@ -314,15 +258,3 @@ def differ(one: tuple[Any, int] | None, other: tuple[Any, int]) -> bool:
         return one is None or one[1] != other[1]
     tensors = torch.is_tensor(one[0]) and torch.is_tensor(other[0])
     return not torch.equal(one[0], other[0]) if tensors else one != other
-
-
-def unshared(model: nn.Module) -> nn.Module:
-    """The model, in place, with a module of its own behind every name, where modules that hold no
-    tensors had several: else a layer behind an activation would stand behind the first alone."""
-    seen: set[int] = set()
-    for name, part in list(model.named_modules(remove_duplicate=False))[1:]:  # the model is first
-        again = id(part) in seen and model.get_submodule(name) is part
-        if again and not (part.state_dict() or list(part.buffers())):
-            model.set_submodule(name, copy.deepcopy(part))
-        seen.add(id(part))
-    return model

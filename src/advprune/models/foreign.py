@@ -33,7 +33,8 @@ from advprune.core.errors import UserError, arisen
 from advprune.core.memory import bounded_memory
 from advprune.core.networks import collection_of
 from advprune.models.benchmarks import MAKERS
-from advprune.models.border import admitted, logits_of, plain_copy, refuse, unshared, weight_faults
+from advprune.models.border import admitted, logits_of, refuse, weight_faults
+from advprune.models.copies import plain_copy, unshared
 from advprune.models.spec import INSIDE, ModelSpec, Normalize
 from advprune.models.stochastic import undisturbed
 
