@@ -20,11 +20,10 @@ def ahead(what: str, jobs: Sequence[Callable[[], object]]) -> None:
     """Run jobs, closures too, that keep their results themselves, each with one thread; raises what
     a job raises. With one worker they run here. Inside a job, under torchrun or on a GPU nothing is
     done ahead."""
-    most = min(workers(), len(jobs))
     if len(jobs) < 2 or _jobs or processes() > 1 or torch.cuda.is_available():
         return
     with one_thread():  # here as there: sums over more would round otherwise
-        if most < 2:
+        if (most := min(workers(), len(jobs))) < 2:
             for job in jobs:
                 job()
             return
