@@ -20,9 +20,14 @@ def ended(app: Callable[..., Any], name: str) -> int:
     and for any crash: no answer was given. Code that was called may not end the process by itself.
     """
     # Looking for cycles among all that torch makes costs a second per process: half of it while it
-    # is imported, half at exit, where Triton, if it was imported, would complain without it.
+    # is imported, half at exit. Where Triton was imported it would complain of them.
     gc.set_threshold(100_000)
-    atexit.register(lambda: "triton" in sys.modules or gc.freeze())
+
+    @atexit.register
+    def look_for_none() -> None:
+        if "triton" not in sys.modules:
+            gc.freeze()
+
     import typer
     from typer.exceptions import TyperException
 

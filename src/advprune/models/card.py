@@ -8,13 +8,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from advprune.core.device import device_of
 from advprune.core.files import sha256_of, write_json
 from advprune.models.binary import is_binary
 from advprune.models.checkpoint import load_model
-from advprune.models.foreign import code_files
+from advprune.models.foreign import WEIGHTED, code_files
 from advprune.models.insert import watched
 from advprune.models.quantized import QuantizedLayer, needs_twin
 from advprune.models.spec import ModelSpec
@@ -62,13 +61,26 @@ def stored_bits_of(model: nn.Module) -> int:
 @torch.no_grad()
 def macs_of(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """Multiply-accumulates that one image `[C, H, W]` costs in convolutions and linear layers: an
-    output value as many as a filter has weights, zeros too. Biases, batch-norm, shortcuts and the
-    products of attention do not count.
+    output value as many as a filter has weights, zeros too. Biases, batch-norm and shortcuts do not
+    count; of attention (nn.MultiheadAttention) what maps its input and output does, and no other
+    weights that a network reads without calling a layer.
     """
-    with FlopCounterMode(display=False) as counter, undisturbed():
+    counts: list[int] = []
+
+    def look(name: str, layer: Any, inputs: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
+        if isinstance(layer, nn.MultiheadAttention):
+            counts.append(4 * inputs[0].numel() * layer.embed_dim)
+        else:
+            counts.append(out.numel() * layer.weight[0].numel())
+
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, (*WEIGHTED, nn.MultiheadAttention, QuantizedLayer))
+    }
+    with watched(layers, look), undisturbed():
         model(torch.zeros(1, *image_shape, device=device_of(model)))
-    flops, aten = counter.get_flop_counts()["Global"], torch.ops.aten
-    return sum(flops.get(kind, 0) for kind in (aten.convolution, aten.mm, aten.addmm)) // 2
+    return sum(counts)
 
 
 @torch.no_grad()
