@@ -189,11 +189,7 @@ class Trainer:
 
 
 def train(
-    model: nn.Module,
-    inputs: Inputs,
-    settings: TrainSettings,
-    recipe: RecipeSettings,
-    **fields: Any,
+    model: nn.Module, inputs: Inputs, settings: TrainSettings, recipe: RecipeSettings, **fields: Any
 ) -> History:
     """Train `model` in place, from scratch; returns its history. fields: of `Trainer`, in place of
     what `inputs` says or besides."""
