@@ -53,11 +53,10 @@ def admitted(
     """
     given, inner = model, _unwrapped(who, model)
     model = inner if is_plain(inner) else plain_copy(inner)
-    hollow = any(parameter.is_meta for parameter in model.parameters())
-    refuse(who, {"the model lies on the meta device, which holds no numbers": hollow})
-    types = {p.dtype for p in model.parameters() if p.is_floating_point()} - {images.dtype}
-    shown = f"the model computes in {next(iter(types), None)}, and images are {images.dtype}"
-    refuse(who, {shown: bool(types)})
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise InputError(f"{who}: the model lies on the meta device, which holds no numbers")
+    for kind in {p.dtype for p in model.parameters() if p.is_floating_point()} - {images.dtype}:
+        raise InputError(f"{who}: the model computes in {kind}, and images are {images.dtype}")
     if not len(images):
         return given if isinstance(given, Drawn) else model
     device = device_of(model)
@@ -70,13 +69,18 @@ def admitted(
         else:
             kept = kept_by(model)
             again = [logits_of(who, model, pair) for _ in range(REPEATS)]
-            moved = [k for k, have in kept_by(model).items() if differ(kept.get(k), have)]
-            fault = f"a pass changes {', '.join(moved[:3])}, on which later answers may depend; "
-            refuse(who, {f"{fault}keep no state in forward": bool(moved)})
+            if moved := [k for k, have in kept_by(model).items() if differ(kept.get(k), have)]:
+                raise InputError(
+                    f"{who}: a pass changes {', '.join(moved[:3])}, on which later answers may "
+                    "depend; keep no state in forward"
+                )
         drew |= not all(torch.equal(logits, one) for one in again)
         alone = torch.cat([logits_of(who, model, one) for one in pair.split(1)])
-        fault = "the model returns probabilities; leave its softmax or sigmoid out, give logits"
-        refuse(who, {fault: _probabilities(who, model, images[:MANY].to(device), logits)})
+        if _probabilities(who, model, images[:MANY].to(device), logits):
+            raise InputError(
+                f"{who}: the model returns probabilities; leave its softmax or sigmoid out, give "
+                "logits"
+            )
         randomized = is_randomized(model)
         if not (drew or randomized):
             mixed = _differing(logits, alone) == len(pair)
@@ -84,12 +88,15 @@ def admitted(
             if not (known or mixed) and len(few) == FEW:  # in one of its pairs nothing may change
                 whole, *pairs = (logits_of(who, model, part) for part in (few, *few.split(2)))
                 mixed = _differing(whole, torch.cat(pairs)) >= FEW - 2
-            fault = "the logits of an image depend on the other images of the batch, as where a "
-            refuse(who, {fault + "batch-norm keeps no running statistics": mixed})
+            if mixed:
+                raise InputError(
+                    f"{who}: the logits of an image depend on the other images of the batch, as "
+                    "where a batch-norm keeps no running statistics"
+                )
     _TRIED.update((inner, model))  # the copy, too: it may come back
-    if labels is not None and len(labels):
-        largest, classes = int(labels.max()), logits.shape[1]
-        refuse(who, {f"label {largest} is none of {classes} classes": largest >= classes})
+    classes = logits.shape[1]
+    if labels is not None and len(labels) and (largest := int(labels.max())) >= classes:
+        raise InputError(f"{who}: label {largest} is none of {classes} classes")
     if drew and not randomized:
         return given if isinstance(given, Drawn) else Drawn(model).eval()
     return model
@@ -129,10 +136,10 @@ def logits_of(who: str, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
         logits = model(given)
     except (Exception, SystemExit) as error:  # whatever the model's code does
         raise InputError(f"{who}: the model fails on images {shape}: {arisen(error)}") from error
-    changed = given._version > written  # torch counts what is written into a tensor
-    refuse(who, {"the model changes its input in place; let it work on a copy": changed})
-    kind = type(logits).__name__
-    refuse(who, {f"the model returns {kind}, not logits": not isinstance(logits, torch.Tensor)})
+    if given._version > written:  # torch counts what is written into a tensor
+        raise InputError(f"{who}: the model changes its input in place; let it work on a copy")
+    if not isinstance(logits, torch.Tensor):
+        raise InputError(f"{who}: the model returns {type(logits).__name__}, not logits")
     shape, dtype = list(logits.shape), logits.dtype
     wrong = len(shape) != 2 or shape[0] != count or not shape[1]
     faults = {
@@ -142,8 +149,9 @@ def logits_of(who: str, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
         "the model has one class; give it one logit a class": shape[1:] == [1],
     }
     refuse(who, faults)
-    refuse(who, {"the model returns NaN": bool(logits.isnan().any())})
-    refuse(who, {"the model returns infinite logits": bool(logits.isinf().any())})
+    for what, held in (("NaN", logits.isnan()), ("infinite logits", logits.isinf())):
+        if held.any():
+            raise InputError(f"{who}: the model returns {what}")
     return logits
 
 
@@ -151,8 +159,8 @@ def check_images(who: str, images: torch.Tensor, *labels: torch.Tensor) -> None:
     """InputError where images are not floating `[N, C, H, W]` in [0, 1], or labels, where they
     are given, not int64 `[N]` from 0."""
     for name, value in zip(("images", "labels"), (images, *labels), strict=False):
-        kind = type(value).__name__
-        refuse(who, {f"{name} are {kind}; give a torch.Tensor": not torch.is_tensor(value)})
+        if not torch.is_tensor(value):
+            raise InputError(f"{who}: {name} are {type(value).__name__}; give a torch.Tensor")
     shape = list(images.shape)
     faults = {
         f"images have shape {shape}, not [N, C, H, W]": images.ndim != 4,
@@ -162,10 +170,12 @@ def check_images(who: str, images: torch.Tensor, *labels: torch.Tensor) -> None:
         f"images are {images.dtype}; give floats in [0, 1]": not images.is_floating_point(),
     }
     refuse(who, faults)
-    inside = not len(images) or bool(((images >= 0) & (images <= 1)).all())
-    refuse(who, {"images hold NaN or lie outside [0, 1]": not inside})
-    twice = len(images) > 1 and 0 < float(images.max()) <= 1.001 / 255
-    refuse(who, {"no pixel is above 1/255; were they divided by 255 twice? give [0, 1]": twice})
+    if len(images) and not ((images >= 0) & (images <= 1)).all():
+        raise InputError(f"{who}: images hold NaN or lie outside [0, 1]")
+    if len(images) > 1 and 0 < float(images.max()) <= 1.001 / 255:
+        raise InputError(
+            f"{who}: no pixel is above 1/255; were they divided by 255 twice? give [0, 1]"
+        )
     for one in labels:
         count = len(one) if one.ndim == 1 else list(one.shape)
         faults = {
@@ -174,7 +184,8 @@ def check_images(who: str, images: torch.Tensor, *labels: torch.Tensor) -> None:
             "labels hold no numbers": one.is_meta,
         }
         refuse(who, faults)
-        refuse(who, {"a label is below 0": bool((one < 0).any())})
+        if (one < 0).any():
+            raise InputError(f"{who}: a label is below 0")
 
 
 def compressible(who: str, model: nn.Module, images: torch.Tensor | None = None) -> nn.Module:
@@ -188,11 +199,14 @@ def compressible(who: str, model: nn.Module, images: torch.Tensor | None = None)
     if images is not None:
         admitted(who, model, images)
     for fault in weight_faults(model):
-        refuse(who, {fault: True})
+        raise InputError(f"{who}: {fault}")
     copied = plain_copy(model)
-    hooks = hooked(copied)
-    fault = f"{', '.join(hooks[:3])} {'has' if len(hooks) == 1 else 'have'} hooks, which a stored "
-    refuse(who, {fault + "or folded network would lose; write them into forward": bool(hooks)})
+    if hooks := hooked(copied):
+        have = "has" if len(hooks) == 1 else "have"
+        raise InputError(
+            f"{who}: {', '.join(hooks[:3])} {have} hooks, which a stored or folded network would "
+            "lose; write them into forward"
+        )
     return unshared(copied)
 
 
@@ -225,11 +239,14 @@ def weight_faults(model: nn.Module) -> Iterator[str]:
 def _unwrapped(who: str, model: Any) -> nn.Module:
     """What `Drawn`, torch.compile or data parallelism wraps; InputError for no nn.Module."""
     model = model.model if isinstance(model, Drawn) else model
-    refuse(who, {f"{type(model).__name__} is no nn.Module": not isinstance(model, nn.Module)})
-    on_all = any(getattr(of_all, f"_global{hooks}") for hooks in HOOKS)
-    refuse(who, {"hooks are registered for all modules of torch; remove them": on_all})
-    scripted = "is a ScriptModule; give the network that it was made from"
-    refuse(who, {f"the model {scripted}": isinstance(model, torch.jit.ScriptModule)})
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{who}: {type(model).__name__} is no nn.Module")
+    if any(getattr(of_all, f"_global{hooks}") for hooks in HOOKS):
+        raise InputError(f"{who}: hooks are registered for all modules of torch; remove them")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError(
+            f"{who}: the model is a ScriptModule; give the network that it was made from"
+        )
     while isinstance(inside := getattr(model, "_orig_mod", None), nn.Module):
         model = inside
     wrappers = nn.DataParallel, nn.parallel.DistributedDataParallel
