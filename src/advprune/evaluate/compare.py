@@ -90,7 +90,8 @@ class Compared(ABC):
     @property
     def rests_on_bound(self) -> bool:
         """Whether the one that comes out higher is an upper bound only, and may be lower."""
-        return self.bounds[self.direction <= 0]
+        first, second = self.bounds
+        return first if self.direction > 0 else second
 
     @property
     def differs(self) -> bool:
