@@ -29,7 +29,7 @@ class SeededPoint:
 
     zeros: share of all weights and biases that is zero, the mean over seeds. area: distances as
     parts of twice the main attack's budget, at most 1; their mean is the area under the security
-    curve, which tells networks apart that are all broken at the budget. doubt: why its robust
+    curve, which tells networks apart that withstand nothing at the budget. doubt: why its robust
     accuracy and area are upper bounds only; empty where nothing says so.
     """
 

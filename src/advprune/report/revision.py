@@ -18,7 +18,7 @@ from advprune.core.errors import UserError
 from advprune.core.params import Params
 from advprune.core.settings import yaml_of
 from advprune.evaluate.statistics import Rate, rate
-from advprune.evaluate.verdict import LEVELS, PASS
+from advprune.evaluate.verdict import RELIABLE
 from advprune.report.formats import kind_of
 from advprune.report.results import ATTACK, DISTANCE, RESULTS, metrics_of, read_results, results
 from advprune.report.run import NOT_RUN
@@ -51,7 +51,7 @@ class ModelResult:
     @property
     def is_in_doubt(self) -> bool:
         """Whether robust accuracy and distances are upper bounds only."""
-        return self.verdict != LEVELS[PASS]
+        return self.verdict != RELIABLE
 
     @property
     def distance(self) -> str:

@@ -15,7 +15,7 @@ from advprune.core.params import Params
 from advprune.core.profile import FROZEN, RESERVED, Profile
 from advprune.evaluate.flips import Reached, guessing, to_chance
 from advprune.evaluate.robust import union
-from advprune.evaluate.verdict import LEVELS, PASS, Evidence, Verdict, verdict
+from advprune.evaluate.verdict import RELIABLE, Evidence, Verdict, verdict
 from advprune.report.formats import budget
 
 NOT_RUN = "not run"
@@ -229,7 +229,7 @@ class Run:
 
     def in_doubt(self, model: Model) -> bool:
         """Whether robust accuracy and distances are upper bounds: a check is not passed."""
-        return self.verdict(model).level != LEVELS[PASS]
+        return self.verdict(model).level != RELIABLE
 
     def studies_of(self, kind: str) -> dict[str, Any]:
         """The settings of the studies of one kind that have records, by name."""

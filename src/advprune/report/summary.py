@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from advprune.evaluate.compare import NOT_SIGNIFICANT, UPPER_BOUND, Compared
 from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
 from advprune.evaluate.statistics import median_distance
-from advprune.evaluate.verdict import LEVELS, PASS
+from advprune.evaluate.verdict import RELIABLE
 from advprune.report.formats import budget, counted, kind_of, listed, p_text, rate_text
 from advprune.report.run import Model, Run
 from advprune.report.sections.claims import OUTCOMES, judged
@@ -183,7 +183,7 @@ def _uncounted(run: Run, bounds: Mapping[Model, Compared], higher: str, lower: s
 def _named(run: Run, models: list[Model]) -> str:
     """Up to `NAMED` models by name, with their verdict if it is not reliable; of more, nothing."""
     levels = {model.name: run.verdict(model).level for model in models}
-    names = [name if at == LEVELS[PASS] else f"the {at} {name}" for name, at in levels.items()]
+    names = [name if at == RELIABLE else f"the {at} {name}" for name, at in levels.items()]
     return listed(names) if len(models) <= NAMED else ""
 
 
