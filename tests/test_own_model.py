@@ -44,7 +44,7 @@ def draw(folder):
 @pytest.fixture(scope="module")
 def followed(tmp_path_factory):
     """A copy of the pipeline in which the guide was followed, and what its last commands said: DVC
-    runs the attacks on the dense network and what follows."""
+    runs transfer and the report."""
     folder = copy_pipeline(tmp_path_factory.mktemp("own") / "a clone")
     (folder / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")  # as make setup
     draw(folder / "pictures")
@@ -56,7 +56,7 @@ def followed(tmp_path_factory):
     change(folder, CUT)
     dense, pruned = "dense-standard", RUN[0]
     stages = [("settings",), ("prepare",), ("train", dense), ("prune", pruned), ("train", RUN[1])]
-    made_here(folder, *stages, *(("attack", name) for name in RUN))
+    made_here(folder, *stages, *(("attack", name) for name in (dense, *RUN)), ("study", "flips"))
     words = ["bash", "-euc", f"{ADVPRUNE}\n{last}"]
     done = run(folder, "-c", f"import subprocess, sys; sys.exit(subprocess.call({words}))")
     assert done.returncode == 0, done.stdout + done.stderr

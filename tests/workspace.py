@@ -1,5 +1,6 @@
 """A copy of the pipeline in a folder of its own, at a size that runs in seconds."""
 
+import copy
 import importlib
 import os
 import re
@@ -15,9 +16,8 @@ from ruamel.yaml import YAML
 import common
 
 ROOT = Path(__file__).parent.parent
-RAW: dict[str, Any] = YAML(typ="safe", pure=True).load(
-    (ROOT / "params.yaml").read_text(encoding="utf-8")
-)
+WRITTEN = (ROOT / "params.yaml").read_text(encoding="utf-8")
+RAW: dict[str, Any] = YAML(typ="safe", pure=True).load(WRITTEN)
 PARTS = (
     *("dvc.yaml", "params.yaml", "claims.yaml", "params", "stages", "src", "docs", "networks"),
     *("bench", "rl/gains.csv", ".dvcignore", ".gitignore"),
@@ -103,10 +103,11 @@ def copy_pipeline(folder: Path) -> Path:
 
 def change(folder: Path, changes: dict[str, Any]) -> None:
     """Set keys (with slashes) of the folder's params.yaml."""
-    yaml = YAML()
-    yaml.preserve_quotes = True  # inside braces DVC needs those around a colon
-    path = folder / "params.yaml"
-    content = yaml.load(path.read_text(encoding="utf-8"))
+    yaml, path = YAML(typ="safe", pure=True), folder / "params.yaml"
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # models are in order
+    yaml.default_flow_style = False  # inside braces DVC takes no colon
+    text = path.read_text(encoding="utf-8")
+    content = copy.deepcopy(RAW) if text == WRITTEN else yaml.load(text)
     for key, value in changes.items():
         *parents, last = key.split("/")
         place = content
