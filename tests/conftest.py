@@ -10,6 +10,7 @@ import sys
 # of whole stages take that back.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["ADVPRUNE_WORKERS"] = "1"
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # processes that tests start share compiled code
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext

@@ -208,11 +208,11 @@ def test_init_writes_a_pipeline_that_runs(wheel, folder):
     said = installed(wheel, folder, DVC, "status")
     assert re.search(r"train@standard:.*my_net\.py", said, re.DOTALL)
     kept = files(folder)
-    status, _, asked, _ = COMMANDS[3].splitlines()
-    said = installed(wheel, folder, f"{{ python -c '{WORDS}' '{first}' 2>&1; }}")
+    said = installed(wheel, folder, f"python -c '{WORDS}' '{first}' 2>&1")
     assert "params.yaml is there already" in said and "status 2" in said and files(folder) == kept
     before = [(folder / name).read_bytes() for name in ("params.yaml", "dvc.yaml", "dvc.lock")]
-    renewed = f"{status}\npython -c '{WORDS}' '{asked}'\n{COMMANDS[3].splitlines()[2]}"
+    away, again, back, _ = COMMANDS[3].splitlines()
+    renewed = f"{away}\npython -c '{WORDS}' '{again}'\n{back}"
     assert "status 0" in installed(wheel, folder, renewed)  # as it was
     after = [(folder / name).read_bytes() for name in ("params.yaml", "dvc.yaml", "dvc.lock")]
     assert before == after

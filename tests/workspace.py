@@ -89,7 +89,8 @@ def git(folder: Path, *command: str) -> str:
 
 def copy_pipeline(folder: Path) -> Path:
     """The pipeline's own files under `folder`, with DVC's settings and tiny params."""
-    skip = shutil.ignore_patterns("__pycache__", "*.pyc", "tmp", "cache", "config.local")
+    # With compiled code, which would take each copy seconds to make.
+    skip = shutil.ignore_patterns("tmp", "cache", "config.local")
     folder.mkdir(parents=True)
     for part in PARTS:
         source = ROOT / part
