@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from workspace import FEW_STEPS, ROOT, blocks, change
+from workspace import FEW_ATTACKS, FEW_STEPS, ROOT, blocks, change
 
 from advprune import benchmark
 from advprune.core.errors import UserError
@@ -49,6 +49,7 @@ TINY = {  # of the project that init writes: what takes long, and no more
     "profiles/mine/train/epochs": 2,
     "profiles/mine/train/threads": 1,
     "profiles/mine/attacks": FEW_STEPS,
+    "profiles/mine/suite": FEW_ATTACKS,
     "profiles/mine/curves": {"eps": ["eps"], "steps": [1]},
 }
 # As if advprune were a command, and no extra were installed. Lines share a process, as torch takes

@@ -30,10 +30,7 @@ SMALL = {
     "models": {name: TINY["models"][name] for name in PRUNED},
     **{key: {} for key in ("studies", "substitutes", "binary")},
     "profiles/digits/model/width": 2,
-    "profiles/digits/suite": {
-        **{"table": ["field"], "transfer": ["field"], "deterministic": ["square", "distance"]},
-        **{key: ["square"] for key in ("randomized", "quantized", "binary", "clamped")},
-    },
+    "profiles/digits/suite": {"table": ["field"], "deterministic": ["square", "distance"]},
     "profiles/digits/curves": {"eps": ["eps"], "steps": [1]},
 }
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 from ruamel.yaml import YAML
-from workspace import FEW_STEPS, TINY, blocks, change, copy_pipeline, made_here, run
+from workspace import FEW_ATTACKS, FEW_STEPS, TINY, blocks, change, copy_pipeline, made_here, run
 
 from advprune.core.files import sha256_of
 from advprune.core.params import load
@@ -22,6 +22,7 @@ CUT = {  # what takes long, and no more
     "prune": TINY["prune"],
     "profiles/mine/train": {"epochs": 3, "batch": 32, "lr": 0.1, "flip": True, "threads": 1},
     "profiles/mine/attacks": FEW_STEPS,
+    "profiles/mine/suite": FEW_ATTACKS,
     "profiles/mine/curves": {"eps": [0, "eps"], "steps": [1, 3]},
     "profiles/mine/flips": {"images": 8, "seeds": 2, "budget": 2, "random": 2},
 }

@@ -37,6 +37,12 @@ FEW_STEPS = {
     **{"distance": {"steps": 10, "restarts": 1}, "square": {"queries": 5}},
     "published_40": {"steps": 12},
 }
+# Each attack takes time to begin, whatever its size: one of each chain and of each kind.
+FEW_ATTACKS = {
+    **{"table": ["field", "published_40"], "deterministic": ["apgd_ce", "square", "distance"]},
+    "quantized": ["apgd_t", "apgd_parent", "square", "distance", "apgd_both"],
+    "binary": ["apgd_t", "apgd_wide", "square", "distance"],
+}
 TINY = {
     "recipes": {"standard": {"method": "standard"}},
     "prune": {"E": 1e-2, "clamp": {"sigmas": 3}, "GAP_layer": GAP},
@@ -63,6 +69,7 @@ TINY = {
     },
     "profiles/digits/flips": {"images": 16, "seeds": 2, "budget": 3, "random": 2},
     "profiles/digits/attacks": FEW_STEPS,
+    "profiles/digits/suite": FEW_ATTACKS,
     "profiles/digits/protocol": {"images": 10, "draws": 3, "eps": [0, "eps"]},
     "profiles/digits/sweep_images": 30,
     "profiles/digits/data/train_limit": 200,
