@@ -32,7 +32,10 @@ from advprune.training.inputs import save_state
 gc.set_threshold(100_000)  # as stages do
 
 
-SLOW = ("end_to_end", "kill", "verdict", "installed", "own_model", "distributed", "gate", "probes")
+SLOW = (
+    *("end_to_end", "kill", "own_model", "installed", "distributed", "attacks", "trained", "onnx"),
+    *("square_autoattack", "verdict", "cli", "studies", "binary", "gate", "fuzz_outside", "fuzz"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from masked import Around
-from torch import Tensor, nn
+from torch import nn
 
 from advprune.attacks import pgd
 from advprune.attacks.apgd import APGDSettings, apgd, targeted_dlr
@@ -22,7 +22,6 @@ from advprune.pruning import prune
 from conftest import Linear, grey_images, make_network
 
 # --- PGD ------------------------------------------------------------------------------------------
-Pair = tuple[Tensor, Tensor]
 
 
 @pytest.mark.parametrize("loss", ["ce", "margin"])
@@ -142,7 +141,6 @@ def test_losses_by_hand():
 
 
 # --- APGD -----------------------------------------------------------------------------------------
-Pair = tuple[Tensor, Tensor]
 
 
 def recorded(inside):
@@ -271,7 +269,6 @@ def test_two_classes_are_attacked_towards_the_other_one():
 
 
 # --- the minimum-norm attack ----------------------------------------------------------------------
-Pair = tuple[Tensor, Tensor]
 NORMS = pytest.mark.parametrize("norm", ["Linf", "L2"])
 
 
