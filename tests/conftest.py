@@ -1,5 +1,6 @@
 """Shared fixtures: small networks with settled batch-norm, and a handful of real digits."""
 
+import copy
 import gc
 import os
 import sys
@@ -9,6 +10,7 @@ import sys
 # of whole stages take that back.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["ADVPRUNE_WORKERS"] = "1"
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # processes that tests start share compiled code
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -30,7 +32,10 @@ from advprune.training.inputs import save_state
 gc.set_threshold(100_000)  # as stages do
 
 
-SLOW = ("end_to_end", "kill", "verdict", "installed", "own_model", "distributed", "gate", "probes")
+SLOW = (
+    *("end_to_end", "kill", "own_model", "installed", "distributed", "attacks", "trained", "onnx"),
+    *("square_autoattack", "verdict", "cli", "studies", "binary", "gate", "fuzz_outside", "fuzz"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -69,7 +74,18 @@ def digits() -> tuple[torch.Tensor, torch.Tensor]:
 def make_network(
     images: torch.Tensor, architecture: str = "resnet18", width: int = 4, classes: int = 10
 ) -> nn.Module:
-    """An untrained network whose batch-norm statistics have seen `images`."""
+    """An untrained network whose batch-norm statistics have seen `images`; a copy where another
+    test has asked for the same."""
+    key = (images.numpy().tobytes(), images.shape, images.dtype, architecture, width, classes)
+    if key not in MADE:
+        MADE[key] = _settled(images, architecture, width, classes)
+    return copy.deepcopy(MADE[key])
+
+
+MADE: dict[Any, nn.Module] = {}  # by what it is made of
+
+
+def _settled(images: torch.Tensor, architecture: str, width: int, classes: int) -> nn.Module:
     channels = images.shape[1]
     spec = ModelSpec(
         architecture=architecture,
@@ -104,13 +120,16 @@ def make_foreign(name: str, images: torch.Tensor) -> nn.Module:
     """An untrained network of FOREIGN for 10 classes whose batch-norm statistics have seen the
     images; skips the test where its package is missing."""
     pytest.importorskip(name.partition("/")[0])
+    if (key := (images.numpy().tobytes(), name)) in MADE:
+        return copy.deepcopy(MADE[key])
     sizes = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "classes": 10, "channels": 3}
     model = build(ModelSpec(architecture=name, options=FOREIGN[name], **sizes))
     initialize(model, torch.Generator().manual_seed(0))
     with torch.no_grad():
         for _ in range(20):
             model.train()(images)
-    return model.eval()
+    MADE[key] = model.eval()
+    return copy.deepcopy(model)
 
 
 @pytest.fixture

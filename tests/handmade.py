@@ -1,14 +1,15 @@
 """Runs made by hand for the tests of the report's sections: every number has a known cause."""
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from planted import ROOT, N, layer_table, rows, searched
+from planted import N, layer_table, rows, searched
 from planted import planted as first
-from ruamel.yaml import YAML
+from workspace import RAW
 
 from advprune.core.params import Params
 from advprune.report.run import Model, Run, Transfers
@@ -79,7 +80,7 @@ def model(
 
 def settings(studies: Mapping[str, Any] | None = None, **changes: Any) -> Params:
     """The repository's settings with few models and these studies."""
-    raw = YAML(typ="safe", pure=True).load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    raw = copy.deepcopy(RAW)
     del raw["profiles"]["digits"]["protocol"]  # its own budgets: tests have theirs
     recipes = {"standard": {"method": "standard"}, "robust": {"method": "pgd"}}
     protocol = {"eps": [0, "eps/2", "eps"], "iterative": {"step": "eps/4", "steps": 3}}

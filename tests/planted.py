@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from workspace import RAW
 
 from advprune.core.attack_settings import KINDS
-from advprune.core.params import Params, load
+from advprune.core.params import Params
 from advprune.core.settings import parse
 from advprune.report.run import Model, Run
 
-ROOT = Path(__file__).resolve().parent.parent
 N = 40
 ATTACKS = {"main": (12 / 255, 10), "short": (1 / 255, 10), "long": (1 / 255, 40)}
 EXCHANGED = ("main", "short")
@@ -123,7 +123,7 @@ def model(
 
 def settings(**changes: Any) -> Params:
     """The settings of a planted run: attacks, suite and curves of its own, and no studies."""
-    raw = load(ROOT / "params.yaml", "digits").model_dump(exclude_unset=True)
+    raw = RAW | {"profile": "digits"}
     attacks = {
         name: {"eps": "48/255", "step": step, "steps": steps, "random_start": False}
         for name, (step, steps) in ATTACKS.items()

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils import prune as torch_prune
 
@@ -24,8 +24,6 @@ from advprune.pruning.feature_maps import Clamp, Round
 from advprune.pruning.hydra import attach_scores
 from advprune.quantization.post_training import quantize
 from conftest import make_network
-
-Pair = tuple[Tensor, Tensor]
 
 
 def test_pixels_by_hand_and_within_the_budget():
@@ -168,7 +166,6 @@ def test_a_model_that_cannot_be_traced_is_copied_as_it_is():
 
 
 # --- backward rules -------------------------------------------------------------------------------
-Pair = tuple[Tensor, Tensor]
 
 
 def left(model, images, labels, rule):

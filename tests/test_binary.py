@@ -49,7 +49,6 @@ from advprune.training.inputs import Inputs
 from advprune.training.networks import train_network
 from conftest import same_weights, same_when_stored, stored
 
-Pair = tuple[torch.Tensor, torch.Tensor]
 ROOT2 = 2**0.5
 
 
@@ -321,7 +320,6 @@ def test_a_binary_network_learns_from_attacked_images_too(digits):
 
 
 # --- Early-Growth ---------------------------------------------------------------------------------
-Pair = tuple[torch.Tensor, torch.Tensor]
 PLAIN = spec(binary=False)
 SETTINGS = GrowthSettings(factor=2, epochs=4, frozen=0, lr=0.2, gate_lr=1.0, t=1.0, rate=1.5)
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 from handmade import MODELS, N, layer_table, model, run_of, settings
-from planted import ROOT
 from scipy.stats import binomtest
 from scipy.stats import norm as normal
 from scipy.stats import t as student
 from test_sections import flips, hits, networks, seeded, versus
+from workspace import ROOT
 
 from advprune.core.claims import Claim, read_claims
 from advprune.core.errors import UserError

@@ -8,7 +8,7 @@ import pytest
 import torch
 from planted import N, planted
 from planted import rows as planted_rows
-from torch import Tensor, nn
+from torch import nn
 
 from advprune.attacks.registry import typed
 from advprune.core import params
@@ -34,8 +34,6 @@ from advprune.evaluate.transfer import ANSWERS, transfer_records, transfer_succe
 from advprune.pruning import prune
 from advprune.quantization.post_training import quantize
 from conftest import linear_problem
-
-Pair = tuple[Tensor, Tensor]
 
 
 def records(label, clean, adv):
@@ -365,7 +363,6 @@ def test_an_attack_that_comes_after_another_works_on_what_that_did_not_break(tmp
 
 
 # --- what a target says to images crafted elsewhere -----------------------------------------------
-Pair = tuple[Tensor, Tensor]
 KEYS = [("dense-standard", "field"), ("E-standard", "field"), ("dense-standard", "momentum")]
 WORK = Work(seed=3, batch=10, draws=4)
 

@@ -18,7 +18,6 @@ from advprune.pruning import Data, families, prune
 from advprune.pruning.threshold import add_noise, clamp_sigmas, zero_small
 from conftest import same_weights, same_when_stored
 
-Pair = tuple[torch.Tensor, torch.Tensor]
 TRAIN = TrainSettings(batch=16, eps=16 / 255)
 BRIEF = {"method": "pgd", "epochs": 1, "steps": 1, "lr": 0.3}
 HALF = {"compression": 2, "finetune": BRIEF}
@@ -223,7 +222,6 @@ def test_esr_is_the_three_in_order_with_statistics_of_the_tensor_before():
 
 
 # --- clamp and round ------------------------------------------------------------------------------
-Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 def maps(model, images):

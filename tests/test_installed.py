@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from workspace import FEW_STEPS, ROOT, blocks, change
+from workspace import FEW_ATTACKS, FEW_STEPS, ROOT, blocks, change
 
 from advprune import benchmark
 from advprune.core.errors import UserError
@@ -49,14 +49,41 @@ TINY = {  # of the project that init writes: what takes long, and no more
     "profiles/mine/train/epochs": 2,
     "profiles/mine/train/threads": 1,
     "profiles/mine/attacks": FEW_STEPS,
+    "profiles/mine/suite": FEW_ATTACKS,
     "profiles/mine/curves": {"eps": ["eps"], "steps": [1]},
 }
-# As if advprune were a command, and no extra were installed.
-ADVPRUNE = f"""advprune() {{ python -c '
-import sys
+# As if advprune were a command, and no extra were installed. Lines share a process, as torch takes
+# seconds to be imported.
+WORDS = f"""
+import shlex, sys
 sys.modules |= dict.fromkeys("{EXTRAS}".split())
 from advprune.cli.app import main
-main()' "$@"; }}"""
+for line in sys.argv[1:]:
+    sys.argv = shlex.split(line)
+    try:
+        main()
+    except SystemExit as ended:
+        print("status", ended.code)
+"""
+# Stages, each a line, and what DVC then notes of them and says.
+STAGES = """
+import importlib, sys
+sys.path.insert(0, "stages")
+import common
+for line in sys.argv[1:]:
+    sys.argv = line.split()
+    try:
+        common.script(getattr(importlib.import_module(sys.argv[0]), sys.argv[0]))
+    except SystemExit as ended:
+        assert not ended.code, line
+"""
+DVC = """
+import sys
+from dvc.cli import main
+for line in sys.argv[1:]:
+    if main(line.split()):
+        sys.exit(line)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -76,11 +103,12 @@ def wheel(tmp_path_factory):
     return place
 
 
-def installed(wheel, folder, command):
-    """What a shell command prints in the folder, with the unpacked wheel in the clone's place."""
+def installed(wheel, folder, command, *lines):
+    """What a shell command, or Python code that is given lines, prints in the folder, with the
+    unpacked wheel in the clone's place."""
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     known = {"PATH": path, "PYTHONPATH": str(wheel), "DVC_NO_ANALYTICS": "1", "COLUMNS": "80"}
-    words = ["bash", "-euc", f"{ADVPRUNE}\n{command}"]
+    words = [sys.executable, "-c", command, *lines] if lines else ["bash", "-euc", command]
     done = subprocess.run(
         words, cwd=folder, env=os.environ | known, capture_output=True, text=True, check=False
     )
@@ -142,43 +170,51 @@ def test_what_few_people_need_is_no_requirement(wheel):
 
 
 def test_the_guides_evaluations_in_an_empty_folder(wheel, folder):
-    before = files(folder)
-    said = installed(wheel, folder, COMMANDS[0])
+    before, asked = files(folder), (COMMANDS[0].strip(), COMMANDS[1].strip())
+    said, other, _ = installed(wheel, folder, WORDS, *asked).split("status 0\n")
     assert "20 images of pictures/" in said and "within Linf eps 8/255" in said
     assert re.search(r"verdict: (reliable|suspect|broken)", said)
-    assert files(folder) - before == {"net.html"}
+    found = {f"found/{name}" for name in ("metrics.json", "verdict.json", "records.parquet")}
+    assert files(folder) - before == {"net.html", *found}
     page = (folder / "net.html").read_text()
     assert "<h1>Adversarial robustness: net.pt</h1>" in page and "The network has" in page
     own = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
     assert not re.search(r"""(src|href)=["'](?!#|data:)""", own)  # it needs no other file
-    said = installed(wheel, folder, COMMANDS[1])
-    assert "within L2 eps 0.5" in said and "square " in said and "/255" not in said
+    assert "within L2 eps 0.5" in other and "square " in other and "/255" not in other
     found = json.loads((folder / "found/metrics.json").read_text())
     records = pd.read_parquet(folder / "found/records.parquet")
     assert found["against_dense"] and found["n"] == 20 and set(records.norm) == {"L2"}
-    assert {p.name for p in (folder / "found").iterdir()} == {
-        *("metrics.json", "verdict.json", "records.parquet")
-    }
 
 
 def test_init_writes_a_pipeline_that_runs(wheel, folder):
+    """Most of its stages in one process, of which DVC takes note; it runs the rest."""
     first, *rest = COMMANDS[2].splitlines()
-    assert "dvc repro" in installed(wheel, folder, first)
+    assert "dvc repro" in installed(wheel, folder, WORDS, first)
     profile = (folder / "params.yaml").read_text().partition("\n  mine:\n")[2].partition("\n\n")[0]
     assert len(profile.splitlines()) <= 15
     change(folder, TINY)
     assert load(folder / "params.yaml").profile == "mine"
-    said = installed(wheel, folder, "\n".join(f"python -m {line}" for line in rest))
-    assert "dense-standard" in said and "E-standard" in said
+    names = "dense-standard", "E-standard"
+    made = ("settings", "prepare", f"train {names[0]}", f"prune {names[1]}")
+    installed(wheel, folder, STAGES, *made, *(f"attack {name}" for name in names))
+    blocks = "settings prepare train@standard model@E-standard attack_dense@standard"
+    rest = [line.removeprefix("dvc ") for line in rest]
+    note = f"commit -f {blocks} attack@E-standard"
+    said = installed(wheel, folder, DVC, note, *rest, "status")
+    assert {*re.findall(r"Running stage '(\w+)'", said)} == {"settings", "transfer", "summarize"}
+    assert all(name in said for name in names) and "train@" not in said.rpartition("Running")[2]
     assert "does not watch" not in said and (folder / "reports/mine/report.html").is_file()
-    assert "train@" not in installed(wheel, folder, "python -m dvc status")
-    status = "echo '# changed' >> my_net.py; python -m dvc status"
-    assert re.search(r"train@standard:.*my_net\.py", installed(wheel, folder, status), re.DOTALL)
+    with (folder / "my_net.py").open("a") as code:
+        code.write("# changed\n")
+    said = installed(wheel, folder, DVC, "status")
+    assert re.search(r"train@standard:.*my_net\.py", said, re.DOTALL)
     kept = files(folder)
-    said = installed(wheel, folder, f"{{ {first} 2>&1; }} || echo status $?")
+    said = installed(wheel, folder, f"python -c '{WORDS}' '{first}' 2>&1")
     assert "params.yaml is there already" in said and "status 2" in said and files(folder) == kept
     before = [(folder / name).read_bytes() for name in ("params.yaml", "dvc.yaml", "dvc.lock")]
-    installed(wheel, folder, "\n".join(COMMANDS[3].splitlines()[:-1]))  # renewed, as it was
+    away, again, back, _ = COMMANDS[3].splitlines()
+    renewed = f"{away}\npython -c '{WORDS}' '{again}'\n{back}"
+    assert "status 0" in installed(wheel, folder, renewed)  # as it was
     after = [(folder / name).read_bytes() for name in ("params.yaml", "dvc.yaml", "dvc.lock")]
     assert before == after
     bare = "import sys; sys.modules['typer'] = None; sys.path.insert(0, 'stages'); import common"

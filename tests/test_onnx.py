@@ -274,7 +274,7 @@ SCALES = [f"layer{n}.0.conv{k}.layer.weight_scale" for n in (1, 4) for k in (1, 
 
 
 def test_one_altered_scale_makes_the_verdict_suspect(folder, tmp_path):
-    x, _ = load_split(folder, "all")
+    x = load_split(folder, "all")[0][:100]
     for beside in ("int8", "dense"):
         source = load_model(folder / f"{beside}.safetensors")
         for name in SCALES:

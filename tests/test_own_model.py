@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 from ruamel.yaml import YAML
-from workspace import FEW_STEPS, TINY, blocks, change, copy_pipeline, made_here, run
+from workspace import FEW_ATTACKS, FEW_STEPS, TINY, blocks, change, copy_pipeline, made_here, run
 
 from advprune.core.files import sha256_of
 from advprune.core.params import load
@@ -22,6 +22,7 @@ CUT = {  # what takes long, and no more
     "prune": TINY["prune"],
     "profiles/mine/train": {"epochs": 3, "batch": 32, "lr": 0.1, "flip": True, "threads": 1},
     "profiles/mine/attacks": FEW_STEPS,
+    "profiles/mine/suite": FEW_ATTACKS,
     "profiles/mine/curves": {"eps": [0, "eps"], "steps": [1, 3]},
     "profiles/mine/flips": {"images": 8, "seeds": 2, "budget": 2, "random": 2},
 }
@@ -44,7 +45,7 @@ def draw(folder):
 @pytest.fixture(scope="module")
 def followed(tmp_path_factory):
     """A copy of the pipeline in which the guide was followed, and what its last commands said: DVC
-    runs the attacks on the dense network and what follows."""
+    runs transfer and the report."""
     folder = copy_pipeline(tmp_path_factory.mktemp("own") / "a clone")
     (folder / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")  # as make setup
     draw(folder / "pictures")
@@ -56,7 +57,7 @@ def followed(tmp_path_factory):
     change(folder, CUT)
     dense, pruned = "dense-standard", RUN[0]
     stages = [("settings",), ("prepare",), ("train", dense), ("prune", pruned), ("train", RUN[1])]
-    made_here(folder, *stages, *(("attack", name) for name in RUN))
+    made_here(folder, *stages, *(("attack", name) for name in (dense, *RUN)), ("study", "flips"))
     words = ["bash", "-euc", f"{ADVPRUNE}\n{last}"]
     done = run(folder, "-c", f"import subprocess, sys; sys.exit(subprocess.call({words}))")
     assert done.returncode == 0, done.stdout + done.stderr

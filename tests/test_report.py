@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from planted import ROOT, N, model, planted, point, rows, run_of, searched, settings, swept_on
+from planted import N, model, planted, point, rows, run_of, searched, settings, swept_on
 from ruamel.yaml import YAML
+from workspace import ROOT
 
 from advprune.core.errors import UserError
 from advprune.core.params import load

@@ -1,5 +1,6 @@
 """Studies on tiny networks: sweeps, curves, seeds and bit flips; intervals over seeds."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -163,11 +164,16 @@ POINTS = {
 }
 
 
+NETWORKS: dict[int, nn.Module] = {}  # by seed: all studies here train them alike
+
+
 def network_of(given, seed):
     """The dense network of a seed, trained by itself."""
-    state = given.parts.folder / f"elsewhere-{seed}.pt"
-    inputs = Inputs(given.splits["train"], given.splits["val"], seed, CPU, state)
-    return load_or_train(given.profile, "robust", given.params.recipes["robust"], inputs)[0]
+    if seed not in NETWORKS:
+        inputs = Inputs(given.splits["train"], given.splits["val"], seed, CPU, None)
+        how = given.profile, "robust", given.params.recipes["robust"]
+        NETWORKS[seed] = load_or_train(*how, inputs)[0]
+    return copy.deepcopy(NETWORKS[seed])
 
 
 def course(digits, folder, **changes):

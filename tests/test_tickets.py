@@ -32,7 +32,6 @@ from advprune.pruning.tickets import Ticket, at_initialization
 from conftest import make_network, same_weights
 
 # --- kernel products ------------------------------------------------------------------------------
-Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 def jacobian(model, images, removed):
@@ -186,7 +185,6 @@ def test_products_and_their_gradients_never_form_a_jacobian(digits):
 
 
 # --- tickets --------------------------------------------------------------------------------------
-Pair = tuple[torch.Tensor, torch.Tensor]
 TRAIN = TrainSettings(batch=16, eps=16 / 255)
 GAUGE = {"batch": 4, "attack_steps": 1}
 SEARCH = {**GAUGE, "steps": 4, "refresh": 2}

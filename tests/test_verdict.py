@@ -21,6 +21,11 @@ from advprune.models.checkpoint import load_model
 from advprune.studies.protocol import recorded
 
 PARAMS = params.load(ROOT / "params.yaml", profile="digits")
+SHORT = {"apgd_ce": {"steps": 20}, "apgd_t": {"steps": 10}, "distance": {"steps": 20}}
+FEW = {  # attacks of the digits, each of which takes time to begin
+    **{"table": ["field"], "transfer": ["field"]},
+    "deterministic": ["apgd_ce", "apgd_t", "square", "distance"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +37,7 @@ def dense():
 @pytest.fixture(scope="module")
 def pair():
     """Test images and labels."""
-    limits = {"train_limit": 10, "test_limit": 96}
+    limits = {"train_limit": 10, "test_limit": 24}
     test = prepare(PARAMS.active().data.model_copy(update=limits))["test"]
     return test.images / 255, test.labels
 
@@ -49,7 +54,8 @@ def judged(model, pair, folder, main_attack, **suite):
     its records."""
     curves = {"curves": {"eps": ["24/255", "48/255", "128/255"], "steps": [1, 10, 20]}}
     raw = PARAMS.active().model_dump() | curves
-    raw["suite"] = raw["suite"] | suite
+    raw["suite"] = raw["suite"] | FEW | suite
+    raw["attacks"] = {name: one | SHORT.get(name, {}) for name, one in raw["attacks"].items()}
     profile, parts = params.Profile.model_validate(raw), Parts(folder, files=[])
     records, _ = Suite(*pair, profile, PARAMS.attack, 0, parts).attack("planted", model)
     (images, parent), key = main_attack, ("dense", "field")
