@@ -40,10 +40,8 @@ def settings(profile: ProfileOption = None) -> None:
     root, weights = active.data.place, active.model.weights
     pictures = {} if root is None else {root: sha256_of(existing(root))}
     given = {name: sha256_of(referenced(one.path)) for name, one in weights.items()}
-    for name in set(weights) - {*params.recipes, *params.models}:
-        print(
-            f"note: model.weights gives {name}, which is neither a recipe nor a model of this run"
-        )
+    for name in sorted(set(weights) - {*params.recipes, *params.models}):
+        print(f"note: model.weights names {name}, which is neither a recipe nor a model here")
     noted = {
         checked: whole,
         workspace.place("data", "attacks.json"): workspace.attacks,
