@@ -76,11 +76,7 @@ def admitted(
                 )
         drew |= not all(torch.equal(logits, one) for one in again)
         alone = torch.cat([logits_of(who, model, one) for one in pair.split(1)])
-        if _probabilities(who, model, images[:MANY].to(device), logits):
-            raise InputError(
-                f"{who}: the model returns probabilities; leave its softmax or sigmoid out, give "
-                "logits"
-            )
+        _refuse_probabilities(who, model, images[:MANY].to(device), logits)
         randomized = is_randomized(model)
         if not (drew or randomized):
             mixed = _differing(logits, alone) == len(pair)
@@ -107,9 +103,11 @@ def _differing(one: torch.Tensor, other: torch.Tensor) -> int:
     return int(((one - other).abs().amax(1) > ROUNDING * (1 + one.abs().max())).sum())
 
 
-def _probabilities(who: str, model: nn.Module, images: torch.Tensor, first: torch.Tensor) -> bool:
-    """Whether outputs lie in [0, 1], not all at its ends, and either sum to one on every image or
-    come out of a sigmoid: that logits lie there may be chance.
+def _refuse_probabilities(
+    who: str, model: nn.Module, images: torch.Tensor, first: torch.Tensor
+) -> None:
+    """InputError where outputs lie in [0, 1], not all at its ends, and either sum to one on every
+    image or come out of a sigmoid: that logits lie there may be chance.
 
     first: the outputs of some images, which are mostly enough to tell.
     """
@@ -118,14 +116,16 @@ def _probabilities(who: str, model: nn.Module, images: torch.Tensor, first: torc
         return bool(((outputs >= 0) & (outputs <= 1)).all() and (outputs % 1 > 0).any())
 
     if not (shares(first) and shares(every := logits_of(who, model, images))):
-        return False
+        return
     step = None
     with torch.enable_grad(), suppress(InputError):  # of what cannot be differentiated
         step = logits_of(who, model, images[:2].clone().requires_grad_()).grad_fn
     while step is not None and COPIED.match(step.name()):
         step = step.next_functions[0][0]
     squashed = step is not None and SIGMOID.match(step.name()) is not None
-    return squashed or bool(((every.sum(1) - 1).abs() <= SUM).all())
+    if squashed or ((every.sum(1) - 1).abs() <= SUM).all():
+        fault = "the model returns probabilities; leave its softmax or sigmoid out, give logits"
+        raise InputError(f"{who}: {fault}")
 
 
 def logits_of(who: str, model: nn.Module, images: torch.Tensor) -> torch.Tensor:

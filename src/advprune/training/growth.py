@@ -16,15 +16,15 @@ from itertools import chain, pairwise
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from advprune.core.device import salted
+from advprune.core.settings import Settings
 from advprune.core.train_settings import GrowthSettings, RecipeSettings, TrainSettings
 from advprune.models.backward import straight_through
 from advprune.models.binary import Latent, begin_epoch, latent
 from advprune.models.resnet import ResNet, initialize
-from advprune.models.spec import ModelSpec
+from advprune.models.spec import ModelSpec, convolution
 from advprune.training.inputs import Inputs
 from advprune.training.standard import History, Row, train
 
@@ -32,13 +32,12 @@ LEAST, MOST = -10, -2  # tenths: where the logits of channels beyond the base ne
 RISING = 0.3  # share of the epochs in which rates still rise: gates at rest may still move
 
 
-class Grown(BaseModel):
+class Grown(Settings):
     """What growth found: `stages` and `inner` of a ModelSpec, and one row per epoch.
 
     base: the channels of the base network, those of its stages first.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     stages: tuple[int, ...]
     inner: tuple[int, ...]
     base: tuple[int, ...]
@@ -110,8 +109,7 @@ class SuperNet(nn.Module):
         block: Any = network.get_submodule("layer1.0")
         if not len(block.shortcut):
             before, after = block.conv1.in_channels, block.conv2.out_channels
-            project = nn.Conv2d(before, after, 1, bias=False)
-            block.shortcut = nn.Sequential(project, nn.BatchNorm2d(after))
+            block.shortcut = nn.Sequential(convolution(before, after, 1), nn.BatchNorm2d(after))
         initialize(network, torch.Generator().manual_seed(seed))
         self.network = latent(network)
         generator = torch.Generator().manual_seed(salted(seed, "gates"))
