@@ -50,7 +50,7 @@ class Row:
     tf32: bool = False
     seconds: list[float] = field(default_factory=list)
     cost: Cost = field(default_factory=Cost)
-    broken: int = 0
+    fooled: int = 0
     robust: float = 0.0
 
 
@@ -147,8 +147,8 @@ def measure(
             with matmul_precision(row.tf32):
                 found, took = timed(partial(row.attack, model, x, y, row.cost), x.device)
             inside = (found - x).flatten(1).abs().amax(1) <= s.eps + 1e-6
-            broken = right & inside & (answers(model, found, s.batch) != y)
-            row.broken, row.robust = int(broken.sum()), float((right & ~broken).float().mean())
+            fooled = right & inside & (answers(model, found, s.batch) != y)
+            row.fooled, row.robust = int(fooled.sum()), float((right & ~fooled).float().mean())
             row.seconds += [took] * (turn > 0)
 
 
@@ -202,8 +202,8 @@ def summary(rows: list[Row], s: Setting, count: int) -> list[dict[str, Any]]:
                 "image-passes": passes,
                 "image-steps/s": round(steps / seconds, 1),
                 "robust accuracy %": round(100 * row.robust, 2),
-                "ms/decided": round(1000 * seconds / max(row.broken, 1), 3),
-                "passes/decided": round(passes / max(row.broken, 1), 1),
+                "ms/decided": round(1000 * seconds / max(row.fooled, 1), 3),
+                "passes/decided": round(passes / max(row.fooled, 1), 1),
                 "rounds": [round(value, 4) for value in row.seconds],
             }
         )

@@ -21,7 +21,7 @@ from advprune.core.params import FILE as PARAMS
 from advprune.core.params import Params
 from advprune.core.settings import parse, text_of, yaml_of
 from advprune.models.checkpoint import header_spec, read_tensors
-from advprune.report.results import OUTCOMES
+from advprune.report.results import CLAIMS
 from advprune.report.run import Run
 from advprune.report.sections.claims import outcomes
 
@@ -74,7 +74,7 @@ def params_of(folder: Path, points: dict[str, Any]) -> Params:
 def main(folder: Annotated[Path, typer.Argument(help="A folder of weights/.")]) -> None:
     """Judge the claims that a folder's networks can answer."""
     table = outcomes(run_of(folder))
-    table.to_csv(folder / OUTCOMES, index=False)
+    table.to_csv(folder / CLAIMS, index=False)
     print(table[["id", "outcome", "reason", "difference", "p"]].to_string(index=False))
 
 

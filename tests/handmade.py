@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from planted import N, layer_table, rows
+from planted import N, layer_table, rows, searched
 from planted import planted as first
 from workspace import RAW
 
@@ -44,7 +44,7 @@ def model(
     **card: Any,
 ) -> Model:
     """A model of which so many first images (or just these) survive each attack; no attack of the
-    settings is missing."""
+    settings is missing, and a search without gradients breaks nothing, so that it is reliable."""
 
     def hits(value: int | np.ndarray) -> np.ndarray:
         return first(value) if isinstance(value, int) else value
@@ -55,6 +55,9 @@ def model(
         records("curve_eps", hits(kept.get("field", N)) & first(N if eps <= EPS else 2), clean, eps)
         for eps in params.active().curves.eps
     ]
+    tables.append(
+        searched(N).assign(clean_pred=tables[0].clean_pred, adv_pred=tables[0].clean_pred)
+    )
     tables.append(records("curve_steps", hits(kept.get("field", N)), clean))
     entry = params.models.get(name)
     facts = {"bits": BITS.get(name, 32), "sparsity": 0.0, "prune_ratio": 0.0, "parameters": 1000}

@@ -426,7 +426,7 @@ def test_accuracy_level_and_progress():
 
     options = {"budget": 50, "evaluate": accuracy, "progress": done.append}
     trace = bitflip(model, images, stop=0.4, **options)
-    assert trace.clean_accuracy == 1.0 and trace.reason == "level"
+    assert trace.start_accuracy == 1.0 and trace.reason == "level"
     assert trace.table.accuracy.iloc[-1] <= 0.4 < trace.table.accuracy.iloc[-2]
     assert accuracy(trace.stored.model) == trace.table.accuracy.iloc[-1]
     assert trace.flips_to(0.4) == len(trace.table) == sum(done) and trace.flips_to(1.0) == 0

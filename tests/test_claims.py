@@ -8,7 +8,7 @@ from handmade import MODELS, N, layer_table, model, run_of, settings
 from scipy.stats import binomtest
 from scipy.stats import norm as normal
 from scipy.stats import t as student
-from test_sections import flips, hits, versus
+from test_sections import flips, hits, networks, seeded, versus
 from workspace import ROOT
 
 from advprune.core.claims import Claim, read_claims
@@ -19,6 +19,7 @@ from advprune.report.claim_command import command, stages_of
 from advprune.report.claim_metrics import METRICS
 from advprune.report.docs import claims_of
 from advprune.report.run import Absent
+from advprune.report.sections import seeds
 from advprune.report.sections.claims import NOT_HERE, NOT_RUN, REFUTED, REPRODUCED, judged
 from advprune.report.sections.claims import claims as section
 from advprune.report.sections.claims import outcomes as outcome_table
@@ -243,6 +244,30 @@ def test_points_over_seeds():
     assert search.reason == "search did not converge: kernel distance is not recorded"
     (epochs,) = outcomes(run, claim(regime=HERE | {"epochs": 2}, **own))
     assert epochs.regime == "digits, epochs 2; here epochs 1"
+
+
+@pytest.mark.parametrize("arm", ["model", "control"])
+def test_a_family_in_doubt_on_the_leaderboard_is_so_over_seeds(arm):
+    """There fewer attacks are run, and no verdict is drawn: E, on the leaderboard, is broken."""
+    setting = {"sparsity": 0.9, "finetune": {"epochs": 1}}
+    kept = {"model": (30, 31, 32), "control": (10, 11, 12)}
+    families = {"model": "HYDRA", "control": "LWM"} | {arm: "E"}
+    tables = [networks(key, families[key], kept[key]) for key in kept]
+    points = {key: {"family": families[key], "setting": setting} for key in kept}
+    run = seeded(*tables, **points)
+    own = {"metric": "robust", "study": "seeds", "model": "model", "control": "control"}
+    asked = [claim("a", **own, effect=0.1), claim("b", **own, margin=0.1, expect="no higher")]
+    assert [one.outcome for one in outcomes(run, *asked)] == [REPRODUCED, REFUTED]
+    sent = {("dense-standard", attack): 25 for attack in ("field", "momentum")}
+    hidden = model("E-standard", run.params, {"field": N}, sent)
+    doubted = replace(run, models=[*run.models, hidden])
+    reason = f"{'its' if arm == 'model' else 'its control' + chr(39) + 's'} robust accuracy is an"
+    for found in outcomes(doubted, *asked):
+        assert found.outcome == NOT_HERE
+        assert found.reason.startswith(reason)
+        assert "upper bound: E-standard, of the same family, is" in found.reason
+    table = seeds.table_of(doubted, seeds.points_of(doubted, "seeds")).set_index("point")
+    assert table.loc[arm].outcome == ("upper bound" if arm == "model" else "lower")
 
 
 def test_transfer_over_seeds_and_what_was_lost_of_clean_accuracy():

@@ -99,6 +99,34 @@ def test_a_verdict_may_not_get_worse_or_be_unknown():
         assert not judge(side(A=planted(9)), side(verdict=unknown, A=planted(9))).passed
 
 
+def test_numbers_in_doubt_are_upper_bounds():
+    """To be lower than one is no fall; to be higher by one is no rise, and keeps no margin."""
+    low, high = planted(20), planted(30)
+    for level in ("suspect", "broken"):
+        bound = side(verdict=level, A=high)
+        for after in (side(A=low), side(verdict=level, A=low)):
+            found = judge(bound, after)
+            marks = [
+                line.split("|")[-2].strip()
+                for line in page(found, "G").splitlines()
+                if "| A " in line
+            ]
+            assert found.passed and marks == ["="]
+            assert found.warnings == ["Lower than an upper bound, no fall: A."]
+        risen = page(judge(side(verdict="broken", A=low), bound), "G")
+        assert "▲" not in risen
+        (kept,) = judge(bound, bound, Rules(margin=0.2)).failures
+        assert kept == f"A is {level}: an upper bound rules out no loss."
+        (floor,) = judge(bound, bound, Rules(floors={"A": 0.1})).failures
+        assert floor == f"A is {level}: an upper bound shows no floor."
+    assert not judge(side(A=high), side(A=low)).passed
+    # Of distances alone, at the floor of robust accuracy.
+    sizes = np.linspace(0.01, 0.1, N)
+    one = side(verdict="suspect", A=np.zeros(N, bool)).results["A"]
+    before, after = (Revision({"A": replace(one, distances=size)}) for size in (sizes, sizes / 2))
+    assert judge(before, after).passed and judge(before, after).warnings
+
+
 def test_rows_that_are_gone_or_new_are_named_in_a_stable_order():
     before = side(B=planted(1), C=planted(1), Z=planted(1))
     after = side(C=planted(1), B=planted(1), A=planted(1))

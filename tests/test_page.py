@@ -13,6 +13,7 @@ from test_claims import against, claim
 from advprune.report import chart_live
 from advprune.report.formats import budgets_in
 from advprune.report.page import html, report_markdown, shown_sections, unbroken
+from advprune.report.results import results
 from advprune.report.summary import accuracy, effect, price, start, summary, transfer, trust
 
 ATTACK = "</script><img src=x onerror=hacked=1>"
@@ -55,6 +56,26 @@ def test_the_answer_comes_first_and_counts_what_differs():
     doubted = effect(run_of(model("dense", (0, 0, 0)), rising))
     assert "larger than the dense network's for none of 1 compressed model" in doubted
     assert "; not counted as larger: 1 (the broken A-standard), an upper bound." in doubted
+
+
+def test_a_difference_that_rests_on_an_upper_bound_is_counted_nowhere():
+    """A's curve over the budget rises, so that it is broken; the network is in doubt likewise."""
+    rising = model("A", (36, 36, 36), curve=(40, 20, 36, 0))
+    higher = run_of(model("dense", (0, 0, 0)), rising)
+    assert (
+        "for none of 1 compressed model, lower for none; not counted as higher: 1 (the broken"
+        in (accuracy(higher))
+    )
+    doubted = run_of(model("dense", (36, 36, 36), curve=(40, 20, 36, 0)), model("A", (0, 0, 0)))
+    words = "lower for none; not counted as lower: 1 (A-standard), compared with an upper bound."
+    assert words in accuracy(doubted)
+    assert "smaller for none, and not significantly different for none; not" in effect(doubted)
+    # Both are broken within the budget, and A's images lie farther away than they can.
+    far = model("A", (0, 0, 0), carried=0, curve=(20, 30, 0, 0))
+    floor = run_of(model("dense", (0, 0, 0), carried=0, curve=(0, 0, 0, 0)), far)
+    assert "both are 0 % for 1, of which distances are larger for 0 and" in accuracy(floor)
+    row = results(floor).iloc[1]
+    assert (row.verdict, row.distance_against_dense) == ("broken", "upper bound")
 
 
 def test_what_is_higher_than_a_control_counts_as_higher(monkeypatch):

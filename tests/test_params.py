@@ -15,6 +15,7 @@ from advprune.studies import check_studies
 COMMITTED = [ROOT / "params.yaml", *sorted((ROOT / "params").glob("*.yaml"))]
 EPS = 48 / 255  # of the profile digits
 DENSE = "dense-standard, dense-robust"
+SQUARE = {"method": "square", "queries": 300}
 
 
 def loaded(*changes):
@@ -193,7 +194,31 @@ def test_a_profile_overrides_key_by_key():
         ("attacks/square/steps", 5, ["attacks.square: steps", "not permitted"]),
         ("attacks/square/eps", 2, ["attacks.square: eps", "between 0 and 1"]),
         ("attacks/apgd_t/eps", "eps/2", ["apgd_t.after", "apgd_ce has another budget"]),
+        ("attacks/apgd_t/after", "apgd", ["apgd_t.after: 'apgd' is not among the attacks (fi"]),
+        (
+            "attacks/eot/after",
+            "apgd_ce",
+            ["eot.after: apgd_ce is not run there; add it to suite.r"],
+        ),
+        ("attacks/square/after", "autoattack", ["square.after: autoattack has only some images"]),
+        ("attacks/momentum/after", "field", ["momentum.after: table and transfer take every"]),
         ("attacks/square/within", "2*eps", ["square.within", "apgd_t finds no distances"]),
+        (
+            "attacks/square",
+            {"after": "distance", "within": "eps"} | SQUARE,
+            ["square.within: of method apgd alone"],
+        ),
+        ("attacks/apgd_ce/within", "2*eps", ["apgd_ce.within: name the search for distances"]),
+        (
+            "suite/binary",
+            ["apgd_ce", "apgd_near"],
+            ["suite.binary: name distance before apgd_near"],
+        ),
+        ("profiles/digits/suite/randomized", ["distance", "apgd_near"], ["take apgd_near out"]),
+        ("studies/seeds/attacks", ["apgd_near"], ["studies.seeds.attacks: apgd_near begins"]),
+        ("studies/seeds/attacks", ["far"], ["studies.seeds.attacks: 'far' is not among field"]),
+        ("studies/seeds/of", "E-robust", ["studies.seeds.of: E-robust is no dense network"]),
+        ("protocol/iterative/after", "field", ["protocol: iterative: after and within are of"]),
         ("attacks/square/within", "2*esp", ["attacks.square.within", "2*esp"]),
         ("suite/binary", ["square", "apgd_t"], ["suite.binary", "apgd_t before square"]),
         ("attacks/autoattack/version", "plus", ["attacks.autoattack: version", "plus", "rand"]),

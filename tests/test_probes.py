@@ -18,7 +18,7 @@ from advprune.data import prepare
 from advprune.evaluate.craft import Work, craft, rows
 from advprune.evaluate.honesty import slope_errors
 from advprune.evaluate.measures import remnant_accuracy
-from advprune.evaluate.probes import ProbeSettings, effort, probes, stronger
+from advprune.evaluate.probes import ProbeSettings, passes_of, probes, stronger
 from advprune.evaluate.verdict import Evidence, dishonest, verdict
 from advprune.models.checkpoint import load_model
 
@@ -57,7 +57,9 @@ def test_the_stronger_probe_exceeds_every_attack_of_its_suite(profile: str, kind
     suite = {name: typed(name, active.attacks[name]) for name in active.suite.of(kind)}
     randomized = kind == "randomized"
     probe = stronger(ProbeSettings(suite, PARAMS.attack.main), 10, randomized)
-    assert effort(probe, 10, randomized) > max(effort(s, 10, randomized) for s in suite.values())
+    assert passes_of(probe, 10, randomized) > max(
+        passes_of(s, 10, randomized) for s in suite.values()
+    )
     for key in ("steps", "draws" if randomized else "restarts"):
         others = [getattr(s, key, 1) for s in suite.values() if s.method != "square"]
         assert getattr(probe, key) > max(others), key
@@ -68,11 +70,13 @@ def test_effort_by_hand() -> None:
     """Passes for an image that is not broken: two for a gradient step, one for a query."""
     attacks = PARAMS.active().attacks
     targeted = typed("a", attacks["apgd_t"].model_copy(update={"targets": 9}))
-    assert effort(targeted, 10, False) == 2 * 30 * 9 and effort(targeted, 4, False) == 2 * 30 * 3
+    assert (
+        passes_of(targeted, 10, False) == 2 * 30 * 9 and passes_of(targeted, 4, False) == 2 * 30 * 3
+    )
     eot, square = attacks["eot_ce"], typed("s", attacks["square"])
-    assert effort(eot, 10, True) == 2 * 20 * 5 and effort(eot, 10, False) == 2 * 20
-    assert effort(square, 10, True) == 300 * 2 and effort(square, 10, False) == 300
-    assert effort(typed("a", attacks["autoattack"]), 10, False) == 2 * 100 * 19
+    assert passes_of(eot, 10, True) == 2 * 20 * 5 and passes_of(eot, 10, False) == 2 * 20
+    assert passes_of(square, 10, True) == 300 * 2 and passes_of(square, 10, False) == 300
+    assert passes_of(typed("a", attacks["autoattack"]), 10, False) == 2 * 100 * 19
 
 
 def attacked_by(model: nn.Module, pair: Pair, *names: str) -> tuple[pd.DataFrame, ProbeSettings]:

@@ -24,7 +24,7 @@ from advprune.report.chart import COLOURS, Chart, panels
 from advprune.report.chart_png import png
 from advprune.report.page import charts, grid, markdown_table
 from advprune.report.read import read_run
-from advprune.report.results import METRICS, results
+from advprune.report.results import DVC_METRICS, results
 from advprune.report.revision import revision_of
 from advprune.report.section import Part, sections
 from advprune.report.sections.leaderboard import leaderboard
@@ -136,7 +136,7 @@ def test_metrics_are_ten_keys_of_the_results(tmp_path):
     whole = run_of()
     write_metrics(whole, tmp_path / "metrics")
     found = json.loads((tmp_path / "metrics" / "A-standard.json").read_text())
-    assert list(found) == list(METRICS) and len(found) == 10
+    assert list(found) == list(DVC_METRICS) and len(found) == 10
     assert (found["robust_accuracy"], found["robust_low"]) == (0.1, 0.0396)
     assert found["flips_to_chance"] is None and found["verdict"] == "reliable"
 
@@ -211,7 +211,7 @@ def test_a_partial_run_names_what_was_not_run_and_the_stage_that_makes_it(tmp_pa
     assert {one.stage.partition("@")[0] for one in run.absent} <= set(blocks)
     write_metrics(run, tmp_path / "metrics")
     metrics = json.loads((tmp_path / "metrics/B.json").read_text())
-    assert metrics == dict.fromkeys(METRICS) | {"verdict": "not run"}
+    assert metrics == dict.fromkeys(DVC_METRICS) | {"verdict": "not run"}
     write_report(run, tmp_path / "reports/digits")
     page = (tmp_path / "reports/digits/report.md").read_text()
     assert "Partial run: 1 of 4 models and 0 of 2 studies" in page

@@ -20,7 +20,7 @@ from advprune.core.resume import Parts
 from advprune.core.settings import parse
 from advprune.data import Split
 from advprune.evaluate.craft import Work, craft, rows
-from advprune.evaluate.flips import START, VARIANTS, at_the_end, clean_accuracy, to_chance
+from advprune.evaluate.flips import START, VARIANTS, at_the_end, start_accuracy, to_chance
 from advprune.evaluate.means import mean
 from advprune.evaluate.seeds import seeded_points
 from advprune.models.card import sparsity_of
@@ -315,7 +315,7 @@ def test_there_is_a_run_for_each_variant_and_seed_from_the_network_before_any_fl
     assert (first.accuracy == float(right.double().mean())).all() and len(first) == 8
     assert (first.hamming == 0).all() and (first.layer == "").all() and (first.depth == -1).all()
     assert (table.stored_bits == stored.size).all() and (table.layers == len(stored.layers)).all()
-    assert clean_accuracy(table) == first.accuracy.iloc[0]
+    assert start_accuracy(table) == first.accuracy.iloc[0]
 
 
 def test_rows_are_the_attacks_own_on_the_batch_of_their_seed(table, small, digits, tmp_path):

@@ -6,7 +6,7 @@ search goes back to the best point so far, where the loss has stopped rising.
 
 A run is one start of one sample, towards one class where the loss is targeted. Runs wait in a queue
 and take turns in a batch: those that are over, and those of samples of a deterministic model that
-are broken, make room for the next ones. So every run counts its own steps.
+are misclassified, make room for the next ones. So every run counts its own steps.
 """
 
 from collections.abc import Iterator
@@ -41,8 +41,8 @@ class APGDSettings(Options):
     `targeted`: the difference of logits ratio towards a wrong class, one run for each of `targets`
     classes, in the order of the clean logits. restarts: random starts (a run each), drawn by
     `seed`; a sample's start does not depend on the batch. start: images to begin from in the place
-    of the first draws. drop: stop working on a sample once it is broken (never with a model that
-    draws at random). progress: of `N * steps * restarts`, for `targeted` times `targets`.
+    of the first draws. drop: stop working on a sample once it is misclassified (never with a model
+    that draws at random). progress: of `N * steps * restarts`, for `targeted` times `targets`.
     """
 
     eps: float
@@ -57,7 +57,7 @@ class APGDSettings(Options):
 def apgd(model: nn.Module, images: Tensor, labels: Tensor, settings: APGDSettings) -> Tensor:
     """Attack `images` `[N, C, H, W]` in [0, 1]; return images of the same shape, in [0, 1].
 
-    A broken sample comes back as its first misclassified iterate (one that is wrong from the start:
+    A misclassified sample comes back as its first such iterate (one that is wrong from the start:
     unchanged); any other as its iterate of highest loss. Without `drop`, all come back so.
     Raises ValueError on shapes, ranges or options that make no sense.
     """
@@ -118,9 +118,9 @@ def _search(
     while len(runs.sample):
         runs.gradient, logits = at.gradient(runs.current, runs.aim, loss)
         if s.drop:
-            broken = at.fooled(logits, runs.current, runs.clean, labels[runs.sample])
-            losses[runs.sample[broken]] = torch.inf
-            found[runs.sample[broken]] = at.shown(runs.current[broken], runs.clean[broken])
+            fooled = at.fooled(logits, runs.current, runs.clean, labels[runs.sample])
+            losses[runs.sample[fooled]] = torch.inf
+            found[runs.sample[fooled]] = at.shown(runs.current[fooled], runs.clean[fooled])
         decided |= losses == torch.inf
         now, over = loss(logits, runs.aim), runs.done == s.steps
         s.progress(int((runs.done > 0).sum()))

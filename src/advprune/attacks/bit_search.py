@@ -40,21 +40,21 @@ class FlipTrace:
     differs from the first one; forwards, gradients: passes of the batch so far; accuracy: what
     `evaluate` said, NaN where it was not asked. reason: `level` (accuracy at or below `stop`),
     `budget`, `flat` (no flip raises the loss to first order), `stalled` (none of those tried raises
-    it in fact), or `exhausted` (every bit was drawn). clean_accuracy: what `evaluate` said before
+    it in fact), or `exhausted` (every bit was drawn). start_accuracy: what `evaluate` said before
     the first flip. stored: the network after the last.
     """
 
     table: "pd.DataFrame"
     reason: str
-    clean_accuracy: float | None
+    start_accuracy: float | None
     stored: StoredModel
 
     def flips_to(self, level: float, counted: str = "flip") -> int | None:
         """How many flips until accuracy was at or below `level`; None where it never was. As fine
         as it was asked for; ValueError where it never was."""
-        if self.clean_accuracy is None:
+        if self.start_accuracy is None:
             raise ValueError("the trace holds no accuracy; run the attack with evaluate=...")
-        if self.clean_accuracy <= level:
+        if self.start_accuracy <= level:
             return 0
         reached = self.table.loc[self.table["accuracy"] <= level, counted]
         return None if reached.empty else int(reached.iloc[0])
@@ -184,13 +184,13 @@ class _Run:
     how: FlipOptions
     rows: list[dict[str, Any]] = field(default_factory=list)
     flipped: set[Flip] = field(default_factory=set)
-    clean_accuracy: float | None = None
+    start_accuracy: float | None = None
     height: float = nan
 
     def __post_init__(self) -> None:
         """Measure the clean network."""
         if self.how.evaluate is not None:
-            self.clean_accuracy = float(self.how.evaluate(self.stored.model))
+            self.start_accuracy = float(self.how.evaluate(self.stored.model))
         if self.objective is not None:
             self.height = self.objective.height()
             if not isfinite(self.height):
@@ -198,7 +198,7 @@ class _Run:
 
     def over(self) -> str | None:
         """Why the attack is over, if it is."""
-        accuracy = self.rows[-1]["accuracy"] if self.rows else self.clean_accuracy
+        accuracy = self.rows[-1]["accuracy"] if self.rows else self.start_accuracy
         if self.how.stop is not None and accuracy is not None and accuracy <= self.how.stop:
             return "level"
         return "budget" if len(self.rows) >= self.how.budget else None
@@ -233,4 +233,4 @@ class _Run:
         import pandas as pd
 
         table = pd.DataFrame(self.rows, columns=list(TYPES)).astype(TYPES)
-        return FlipTrace(table, reason, self.clean_accuracy, self.stored)
+        return FlipTrace(table, reason, self.start_accuracy, self.stored)

@@ -33,8 +33,8 @@ from advprune.models.quantized import needs_twin
 from advprune.models.stochastic import mean_logits, silent_copy
 
 CLEAR = 1e-4  # the least margin that fools, in units of the largest logit: above rounding noise
-# Lengths at which a perturbation is tried that fools by a hair only, or in lucky draws.
-LENGTHS = (1.0, 1.01, 1.03, 1.1, 1.2, 1.4, 1.7, 2.0, 3.0)
+# Factors by which a perturbation is stretched that fools by a hair only, or in lucky draws.
+FACTORS = (1.0, 1.01, 1.03, 1.1, 1.2, 1.4, 1.7, 2.0, 3.0)
 FAR = (5.0, 10.0, 30.0)  # more of them for a random model, whose radius may rest on luck
 HALVINGS = 10  # of the way to the perturbation found, at the end
 SURE_DRAWS = 20  # the fewest that decide a length for a model that draws at random
@@ -115,7 +115,7 @@ def _search(at: At, clean: Tensor, labels: Tensor, noise: Tensor) -> Found:
     if len(rows):
         # The shortest changes along the way that surely fool.
         near, own, way = clean[rows], labels[rows], found[rows] - clean[rows]
-        outer = _first(at, near, way, own).clamp_max(FAR[-1] if at.randomized else LENGTHS[-1])
+        outer = _first(at, near, way, own).clamp_max(FAR[-1] if at.randomized else FACTORS[-1])
         inner = torch.zeros_like(outer)
         for _ in range(HALVINGS):
             middle = (inner + outer) / 2
@@ -219,9 +219,9 @@ def _schedule(steps: int) -> Iterator[tuple[float, float]]:
 
 
 def _first(at: At, clean: Tensor, change: Tensor, labels: Tensor, fresh: bool = False) -> Tensor:
-    """The first of `LENGTHS` (in units of `change`) that fools, `[n]`; infinite: none."""
+    """The first of `FACTORS` (in units of `change`) that fools, `[n]`; infinite: none."""
     found = clean.new_full((len(clean),), torch.inf)
-    for length in LENGTHS + FAR * at.randomized:
+    for length in FACTORS + FAR * at.randomized:
         rows = found.isinf().nonzero()[:, 0]
         if len(rows):
             tried = (clean[rows] + length * change[rows]).clamp(0, 1)

@@ -102,7 +102,7 @@ def follows_gradient(recorded: str, breakdown: str = "") -> bool:
 
 
 @cache
-def broken_by_search(recorded: str, breakdown: str) -> int | None:
+def fooled_by_search(recorded: str, breakdown: str) -> int | None:
     """How many images the query-only parts of an attack broke, by its breakdown (how many images
     are right after each part); None of an attack that has no such parts."""
     known, left = _REGISTRY.get(recorded), json.loads(breakdown or "{}")

@@ -22,15 +22,17 @@ from advprune.core.settings import (
 # layers know which draw at random.
 Backward = Literal["constant", "scale", "identity", "straight", "wide", "parent", "ensemble"]
 RandomBackward = Literal["constant", "scale", "identity"]
+FIND_DISTANCES = ("minimum_norm", "hopskipjump")  # the methods that find one for each image
+BEGINS = "apgd"  # the method that begins from given images
 
 
 class Attack(Settings):
     """What every attack has: its method, and its budget in units of the pixel range.
 
     after: another attack; where the suite has it, this one works on the images which that one did
-    not break. Not on a model that draws at random. within: of these, only on those whose distance,
-    which `after` has found, is at most this; APGD then begins from its images. rounding: how images
-    become 8-bit (attacks/pixels.py).
+    not break. Not on a model that draws at random, nor in a study. within: of these, only on those
+    whose distance, which `after` has found, is at most this, from the images that it found; of APGD
+    alone. rounding: how images become 8-bit (attacks/pixels.py).
     """
 
     method: Name
@@ -143,6 +145,13 @@ class ProtocolSettings(Settings):
     eps: list[L2Budget] = Field(min_length=1)
     iterative: AttackSettings
     adaptive: dict[Name, AttackSettings] = {}
+
+    @model_validator(mode="after")
+    def _attacks_take_every_image(self) -> Self:
+        for name, attack in {"iterative": self.iterative, **self.adaptive}.items():
+            if attack.after or attack.within is not None:
+                raise ValueError(f"{name}: after and within are of suites; leave them out")
+        return self
 
 
 def _different(points: list[Any]) -> list[Any]:

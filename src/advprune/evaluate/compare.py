@@ -29,6 +29,7 @@ from advprune.evaluate.statistics import (
 
 AT_CHANCE = "at chance"
 LOWER_CLEAN = "lower clean accuracy, no control"
+UPPER_BOUND = "upper bound"
 NOT_SIGNIFICANT = "not significant"
 MARGIN = 0.02  # accuracies that differ by less are equivalent, unless the settings say otherwise
 
@@ -40,7 +41,8 @@ class Compared(ABC):
     p: that there is no difference; direction: positive where the first is higher. p_equivalent:
     that the difference is `margin` or more (1 where nobody asks). tests: how many comparisons these
     hold for together. void: why the first is not called higher; at chance, nothing is concluded.
-    control: the model that took the second's place.
+    control: the model that took the second's place. bounds: whether the first and the second are
+    upper bounds only, as robust accuracy and distances of a model in doubt are.
     A kind of comparison says what its `difference` is, and of which `ends` its interval is.
     """
 
@@ -50,6 +52,7 @@ class Compared(ABC):
     tests: int = 1
     void: str = ""
     control: str = ""
+    bounds: tuple[bool, bool] = (False, False)
     margin: float = MARGIN
 
     @property
@@ -85,10 +88,16 @@ class Compared(ABC):
         return NORMAL.inv_cdf(1 - self.alpha / 2)
 
     @property
+    def rests_on_bound(self) -> bool:
+        """Whether the one that comes out higher is an upper bound only, and may be lower."""
+        first, second = self.bounds
+        return first if self.direction > 0 else second
+
+    @property
     def differs(self) -> bool:
         """Whether a difference is shown and means something."""
         excused = self.void == AT_CHANCE or (self.void and self.direction > 0)
-        return self.p < ALPHA and not excused
+        return self.p < ALPHA and not excused and not self.rests_on_bound
 
     @property
     def better(self) -> bool:
@@ -103,7 +112,8 @@ class Compared(ABC):
         word = NOT_SIGNIFICANT
         if self.p < ALPHA:
             word = "lower" if self.direction < 0 else self.void or "higher"
-        elif self.p_equivalent < ALPHA:
+            word = UPPER_BOUND if self.rests_on_bound else word
+        elif self.p_equivalent < ALPHA and not any(self.bounds):
             word = f"equivalent within ±{100 * self.margin:g} points"
         return f"{word} (control: {self.control})" if self.control else word
 

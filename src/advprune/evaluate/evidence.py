@@ -113,7 +113,7 @@ def more_than_tolerated(count: int, n: int) -> float:
 
 
 def judged(count: int, n: int, name: str, what: str, worst: str = FAIL) -> Check:
-    """The check that no more than a tolerated share of `n` images is broken by `what` alone."""
+    """The check that `what` alone fools the model on no more than a tolerated share of `n`."""
     p, figure = more_than_tolerated(count, n), f"{count} of {n} images only it breaks"
     if p >= 0.05:
         return Check(name, PASS, figure, f"the attacks by gradient miss next to nothing of {what}")

@@ -130,7 +130,7 @@ def _runs(records: pd.DataFrame, variant: str) -> list[pd.DataFrame]:
     return [run for _, run in rows.groupby("seed")]
 
 
-def clean_accuracy(records: pd.DataFrame) -> float:
+def start_accuracy(records: pd.DataFrame) -> float:
     """Accuracy of the stored network before any flip."""
     return float(records.loc[records.flip == 0, "accuracy"].iloc[0])
 

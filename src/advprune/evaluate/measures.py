@@ -49,18 +49,18 @@ def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15)
     return float(np.abs(hits - sure).sum() / max(count.sum(), 1))
 
 
-MOST_DRAWS = 0.9  # an image counts as broken where at least this share of draws is wrong: 9 of 10
+MOST_DRAWS = 0.9  # an image counts as misclassified where this share of draws is wrong: 9 of 10
 
 
 def robust_rates(records: pd.DataFrame) -> dict[str, Any]:
     """Robust accuracy of the worst case, with its interval and its cost per image. Randomized
-    models are scored by the mean logits, by a single draw, and with an image counted as broken only
+    models are scored by the mean logits, by a single draw, and with an image counted as wrong only
     where at least 9 of 10 draws are wrong; for others it is the same."""
     found: dict[str, Any] = remnant_accuracy(records).columns("robust_accuracy")
     single = (records.adv_single_pred == records.label).to_numpy()
-    unbroken = (records.adv_wrong < MOST_DRAWS).to_numpy()
+    withstood = (records.adv_wrong < MOST_DRAWS).to_numpy()
     found["robust_accuracy_single_draw"] = rate(single).columns("rate")["rate"]
-    found["robust_accuracy_9_of_10"] = rate(unbroken).columns("rate")["rate"]
+    found["robust_accuracy_9_of_10"] = rate(withstood).columns("rate")["rate"]
     for cost in ("forwards", "gradients"):
         found[cost] = round(float(records[cost].mean()), 1)
     return found

@@ -58,7 +58,7 @@ class ProbeSettings:
         return found
 
 
-def effort(setting: Attack, classes: int, randomized: bool) -> int:
+def passes_of(setting: Attack, classes: int, randomized: bool) -> int:
     """Passes, forward and backward, that an attack gives an image that it does not break: twice its
     steps x restarts x draws x runs (target classes), or its queries x draws without gradients."""
     product = 2 if method_of(setting).differentiates else 1
@@ -84,7 +84,7 @@ def stronger(settings: ProbeSettings, classes: int, randomized: bool) -> AttackS
 
     steps = max(2 * main.steps, most("steps") + 1)
     starts, draws = (1, most("draws") + 1) if randomized else (most("restarts") + 1, 1)
-    passes = max(effort(one, classes, randomized) for one in suite)
+    passes = max(passes_of(one, classes, randomized) for one in suite)
     restarts = max(starts, STARTS * (not randomized), passes // (2 * steps * draws) + 1)
     change = {"step": main.step / 2, "steps": steps, "restarts": restarts, "draws": draws}
     rule = {"loss": "margin", "keep": "best", "drop": True, "backward": "identity"}

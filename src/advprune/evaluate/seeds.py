@@ -29,7 +29,8 @@ class SeededPoint:
 
     zeros: share of all weights and biases that is zero, the mean over seeds. area: distances as
     parts of twice the main attack's budget, at most 1; their mean is the area under the security
-    curve, which tells networks apart that are all broken at the budget.
+    curve, which tells networks apart that withstand nothing at the budget. doubt: why its robust
+    accuracy and area are upper bounds only; empty where nothing says so.
     """
 
     name: str
@@ -40,6 +41,7 @@ class SeededPoint:
     robust: np.ndarray
     area: np.ndarray
     transfer: np.ndarray
+    doubt: str = ""
 
     @property
     def sparsity(self) -> float | None:
@@ -90,12 +92,14 @@ def guarded(
     one: SeededPoint, other: SeededPoint, side: Side, margin: float, classes: int
 ) -> MeanComparison:
     """One point against another, void where the first's clean accuracy is at chance (its interval
-    reaches down to guessing) or significantly lower: it may only be what it always answers."""
+    reaches down to guessing) or significantly lower: it may only be what it always answers. side:
+    robust or area, which are upper bounds of points in doubt."""
     clean = one.against(other, "clean", margin)
     lower = clean.p < ALPHA and clean.direction < 0
     guesses = one.mean("clean").interval[0] <= 1 / classes
     void = AT_CHANCE if guesses else LOWER_CLEAN if lower else ""
-    return replace(one.against(other, side, margin), void=void)
+    bounds = bool(one.doubt), bool(other.doubt)
+    return replace(one.against(other, side, margin), void=void, bounds=bounds)
 
 
 def controls_of(points: list[SeededPoint], one: SeededPoint) -> list[SeededPoint]:

@@ -1,6 +1,5 @@
 """The attacks of a profile on one model."""
 
-import math
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
@@ -18,20 +17,14 @@ from advprune.core.resume import Noted, Parts
 from advprune.evaluate.compare import right
 from advprune.evaluate.craft import Crafted, Work, craft_shown, curve_settings, kind_of, rows
 from advprune.evaluate.deployed import attacks_on
-from advprune.evaluate.probes import ProbeSettings, probes
+from advprune.evaluate.probes import ProbeSettings, passes_of, probes
 from advprune.evaluate.records import answers
 from advprune.models.backward import OF_NETWORKS
 from advprune.models.border import admitted
+from advprune.models.stochastic import is_randomized
 from advprune.models.target import Target, is_blackbox
 
 Images = tuple[Tensor, Tensor]
-
-
-def effort(setting: Attack) -> int:
-    """An upper bound of an attack's passes per image: the longest attack starts first, so that no
-    core waits for it at the end."""
-    counts = ("steps", "restarts", "targets", "queries", "draws")
-    return math.prod(getattr(setting, count, 1) for count in counts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +79,12 @@ class Suite:
             chains[attack].append((attack, attack, setting))
         pieces = list({id(chain): chain for chain in chains.values()}.values())
         pieces += {part: [one for one in curves if one[0] == part] for part, *_ in curves}.values()
-        pieces.sort(key=lambda piece: -sum(effort(setting) for *_, setting in piece))
+        facts = int(self.labels.max()) + 1, is_randomized(model)
+
+        def cost(piece: list[tuple[str, str, Attack]]) -> int:
+            return sum(passes_of(setting, *facts) for *_, setting in piece)
+
+        pieces.sort(key=cost, reverse=True)  # no core waits for the longest at the end
 
         def each(piece: list[tuple[str, str, Attack]]) -> None:
             for one in piece:

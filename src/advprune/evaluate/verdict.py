@@ -30,7 +30,8 @@ from advprune.evaluate.evidence import (
 )
 from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
 
-LEVELS = {PASS: "reliable", DOUBT: "suspect", FAIL: "broken"}
+RELIABLE = "reliable"  # of any other level, robust accuracy and distances are upper bounds
+LEVELS = {PASS: RELIABLE, DOUBT: "suspect", FAIL: "broken"}
 MASKED = {DOUBT: 0.01, FAIL: 0.1}  # share of images without a gradient, or with a wrong one
 AGREEMENT = 0.99  # of a quantized model with its twin
 ALL_GREY = 0.5  # a change of every pixel that makes any image any other's equal: models guess
@@ -232,14 +233,14 @@ def transfer(evidence: Evidence) -> Iterator[Check]:
 
 def gradient_free(evidence: Evidence) -> Iterator[Check]:
     """Searches without gradients break nothing that the attacks do not; one at least is needed."""
-    from advprune.attacks.registry import broken_by_search  # needs torch
+    from advprune.attacks.registry import fooled_by_search  # needs torch
 
     name, searches = "gradient-free", evidence.searches
     if not searches:
         yield Check(name, DOUBT, "none", "no attack without gradients in the suite")
     for attack, records in searches.items():
         count = len(evidence.added(records))
-        most = broken_by_search(records.method.iloc[0], records.breakdown.iloc[0])
+        most = fooled_by_search(records.method.iloc[0], records.breakdown.iloc[0])
         yield judged(count if most is None else min(count, most), len(records), name, attack)
 
 

@@ -32,7 +32,7 @@ class Missing(Exception):
 
 def clean(run: Run, claim: Claim) -> Compared:
     """Clean accuracy."""
-    first, second = _pair(run, claim)
+    first, second = arms(run, claim)
     if isinstance(first, SeededPoint):
         return first.against(second, "clean", claim.counts)
     return compare(run.robust(first), run.robust(second), "clean", claim.counts)
@@ -40,7 +40,7 @@ def clean(run: Run, claim: Claim) -> Compared:
 
 def robust(run: Run, claim: Claim) -> Compared:
     """Robust accuracy: the union of all attacks."""
-    first, second = _pair(run, claim)
+    first, second = arms(run, claim)
     if isinstance(first, SeededPoint):
         return guarded(first, second, "robust", claim.counts, len(run.classes))
     return compare(run.robust(first), run.robust(second), "adv", claim.counts)
@@ -48,7 +48,7 @@ def robust(run: Run, claim: Claim) -> Compared:
 
 def distance(run: Run, claim: Claim) -> Compared:
     """The smallest change of an image that fools the model."""
-    first, second = _pair(run, claim)
+    first, second = arms(run, claim)
     return compare_distances(run.distances(first), run.distances(second))
 
 
@@ -62,7 +62,7 @@ def falls_behind(run: Run, claim: Claim) -> bool:
     """Whether the attack of a protocol's claim does less harm than FGSM at the same budget."""
     if claim.study != "protocol":
         return False
-    eps, tests = _attacked(run, claim)[0].eps.iloc[0], beside_one_step(_pair(run, claim)[0].rows)
+    eps, tests = _attacked(run, claim)[0].eps.iloc[0], beside_one_step(arms(run, claim)[0].rows)
     known = {name: test for (name, at), test in tests.items() if isclose(at, eps, rel_tol=1e-6)}
     return claim.attack in known and known[claim.attack].better
 
@@ -72,7 +72,7 @@ def transfer(run: Run, claim: Claim) -> Compared:
 
     matched: the control is the setting of its family whose clean accuracy is nearest.
     """
-    first, second = _pair(run, claim)
+    first, second = arms(run, claim)
     name = claim.attack or run.main
     if isinstance(first, SeededPoint):
         if not len(first.transfer):
@@ -90,7 +90,7 @@ def transfer(run: Run, claim: Claim) -> Compared:
 
 def flips(run: Run, claim: Claim) -> Compared:
     """Bits to chance, against `factor` times those of the control under the search `variant`."""
-    first, second = _pair(run, claim)
+    first, second = arms(run, claim)
     found = run.flips(first), run.flips(second, claim.variant)
     for name, reached in zip((claim.model, claim.control), found, strict=True):
         if reached is None or not reached.bits:
@@ -114,7 +114,7 @@ def calibration(run: Run, claim: Claim) -> Compared:
 
 def transfer_back(run: Run, claim: Claim) -> Compared:
     """Accuracy of the control on images that `attack` crafted on the model, against white-box."""
-    first, second = _pair(run, claim)
+    first, second = arms(run, claim)
     name = claim.attack or run.main
     tables = [second.transferred(name, first.name), second.attack(name)]
     there, own = _recorded(claim, name, tables)
@@ -137,7 +137,7 @@ def layers(run: Run, claim: Claim, of: str, chosen: Callable[[pd.DataFrame], Any
     """What layers gain under attack above noise, image by image: the mean over the `chosen` ones;
     less that of another control."""
     found = []
-    for one in dict.fromkeys(_pair(run, claim)):
+    for one in dict.fromkeys(arms(run, claim)):
         if f"{of}_gain" not in one.layers:
             raise Missing(NOT_HERE, "control missing: no error of it under noise is recorded")
         table = chosen(one.layers[one.layers.kind != "Normalize"].sort_values("depth"))
@@ -160,7 +160,7 @@ METRICS: dict[str, Metric] = {
 }
 
 
-def _pair(run: Run, claim: Claim) -> tuple[Any, Any]:
+def arms(run: Run, claim: Claim) -> tuple[Any, Any]:
     """Model and control: of the leaderboard, or models or points of one study."""
     known: list[dict[str, Any]] = [dict(run.by_name)]
     if claim.study == "protocol":
@@ -178,7 +178,7 @@ def _pair(run: Run, claim: Claim) -> tuple[Any, Any]:
 def _attacked(run: Run, claim: Claim) -> list[pd.DataFrame]:
     """The records of model and control under the claim's attack."""
     name, tables = claim.attack or run.main, []
-    for one in _pair(run, claim):
+    for one in arms(run, claim):
         if isinstance(one, Model):
             tables.append(one.attack(name))
         else:

@@ -23,7 +23,7 @@ from tabulate import tabulate
 from advprune.core.claims import FILE, Claim, read_claims
 from advprune.core.errors import UserError
 from advprune.core.files import write_text
-from advprune.report.results import OUTCOMES, RESULTS
+from advprune.report.results import CLAIMS, RESULTS
 from advprune.report.sections.strength import beside_autoattack
 from advprune.report.sections.verdict import CALIBRATION, calibration
 from advprune.report.terminal import read, table_of, title_of
@@ -61,7 +61,7 @@ def blocks_of(root: Path = Path()) -> dict[Path, dict[str, str]]:
             blocks[f"results: {name}"] = f"**{title}** {link}\n\n{table_of(table)}"
     outcomes: dict[str, pd.Series[str]] = {}
     for place in ("reports", "weights"):
-        for path in sorted((root / place).glob(f"*/{OUTCOMES}")):
+        for path in sorted((root / place).glob(f"*/{CLAIMS}")):
             found, name = pd.read_csv(path, index_col="id").outcome, path.parent.name
             found += REFERENCE * (place == "weights")
             known = outcomes.get(name, found)  # a report on the same networks, of fewer seeds

@@ -5,7 +5,8 @@ on the same images, or by Fisher's exact test on the two counts where the images
 its distances are significantly smaller on the same images (Wilcoxon's signed-rank test). p-values
 are corrected for all these tests together (Holm). A verdict may not get worse or be unknown, a
 model may not vanish, and images and settings may not change, unless that is allowed by name.
-With a margin, a model passes only where a larger loss is ruled out (`report.margin`).
+With a margin, a model passes only where a larger loss is ruled out (`report.margin`). Numbers of a
+model in doubt are upper bounds: to be lower than they were is no fall, and they keep no margin.
 """
 
 import re
@@ -61,7 +62,14 @@ class Row:
     def changed(self, kind: str, sign: int, alpha: float) -> bool:
         """Whether a test shows a change in the direction of `sign`."""
         test = self.tests.get(kind)
-        return test is not None and test.p < alpha and sign * test.direction > 0
+        if test is None or test.rests_on_bound:
+            return False
+        return test.p < alpha and sign * test.direction > 0
+
+    def is_lower_than_a_bound(self, alpha: float) -> bool:
+        """Whether it fell, by a test, from numbers that were upper bounds only."""
+        tests = self.tests.values()
+        return any(t.p < alpha and t.direction < 0 and t.rests_on_bound for t in tests)
 
     @property
     def is_distrusted(self) -> bool:
@@ -156,8 +164,10 @@ def judge(
     vanished = [quoted(row.name) for row in rows if row.after is None]
     added = [quoted(row.name) for row in rows if row.before is None]
     counts = any(row.is_unpaired for row in rows)
+    fallen = [quoted(row.name) for row in rows if row.is_lower_than_a_bound(rules.alpha)]
     warnings = [f"No longer there: {listed(vanished)}."] * bool(vanished)
     warnings += [f"New: {listed(added)}."] * bool(added)
+    warnings += [f"Lower than an upper bound, no fall: {listed(fallen)}."] * bool(fallen)
     warnings += [f"{UNPAIRED} Tested as two counts, which detects large differences only."] * counts
     return Gate(rows, rules.alpha, failures, warnings, norm)
 
@@ -165,17 +175,22 @@ def judge(
 def _row(name: str, old: ModelResult | None, new: ModelResult | None) -> Row:
     if old is None or new is None:
         return Row(name, old, new)
+    bounds = new.is_in_doubt, old.is_in_doubt
     if old.images == new.images and len(old.robust) == len(new.robust):
         pairs = {
             "clean": compare_hits(new.distances > 0, old.distances > 0),
             "robust": compare_hits(new.robust, old.robust),
         }
-        distance = compare_distances(new.distances, old.distances)
-        return Row(name, old, new, {"robust": pairs["robust"], "distance": distance}, pairs)
+        tests = {
+            "robust": replace(pairs["robust"], bounds=bounds),
+            "distance": replace(compare_distances(new.distances, old.distances), bounds=bounds),
+        }
+        return Row(name, old, new, tests, pairs)
     first, second = new.rate, old.rate
     p = float(fisher_exact([[one.hits, one.n - one.hits] for one in (second, first)]).pvalue)
     risen = (first.value or 0.0) - (second.value or 0.0)
-    return Row(name, old, new, {"robust": Comparison(first, second, 0, 0, p=p, direction=risen)})
+    test = Comparison(first, second, 0, 0, p=p, direction=risen, bounds=bounds)
+    return Row(name, old, new, {"robust": test})
 
 
 def _failures(row: Row, rules: Rules) -> Iterator[str]:
@@ -200,13 +215,18 @@ def _failures(row: Row, rules: Rules) -> Iterator[str]:
     if before is not None and row.is_distrusted:
         yield f"{name} was {before.verdict} and is {after.verdict}."
     floor = rules.floors.get(row.name, rules.floors.get("", 0.0))
-    if (low := least(after.rate, rules.alpha)) < floor:
+    if floor and after.is_in_doubt:
+        yield f"{name} is {quoted(after.verdict)}: an upper bound shows no floor."
+    elif (low := least(after.rate, rules.alpha)) < floor:
         found = f"{percent(after.rate.value)} % robust, at least {percent(low)} % for certain"
         yield f"{name}: {found}; the floor is {percent(floor)} %."
     if margin is None or before is None:
         return
     if row.is_unpaired:
         yield f"{name}: a loss cannot be bounded where the images differ."
+        return
+    if after.is_in_doubt:
+        yield f"{name} is {quoted(after.verdict)}: an upper bound rules out no loss."
         return
     for kind, pair in row.pairs.items():
         if why := loss(pair.lost, pair.gained, pair.first.n, margin, rules.alpha):

@@ -22,8 +22,8 @@ from advprune.report.run import NOT_RUN, Model, Run
 from advprune.report.tables import Row, against_dense, qualified
 
 RESULTS = "results.csv"
-OUTCOMES = "claims.csv"
-METRICS = {  # the keys of metrics/<profile>/<model>.json, and their columns here
+CLAIMS = "claims.csv"
+DVC_METRICS = {  # the keys of metrics/<profile>/<model>.json, and their columns here
     "n": "n",
     "clean_accuracy": "clean_accuracy",
     "robust_accuracy": "robust_accuracy",
@@ -115,11 +115,11 @@ def without_own_transfer(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def metrics_of(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """The DVC metrics of each model, by its name: the columns of `METRICS`, to 4 places."""
-    chosen = table[["model", *METRICS.values()]].round(4).astype(object)
+    """The DVC metrics of each model, by its name: the columns of `DVC_METRICS`, to 4 places."""
+    chosen = table[["model", *DVC_METRICS.values()]].round(4).astype(object)
     chosen = chosen.where(chosen.notna(), None)
     rows = chosen.itertuples(index=False, name=None)
-    return {name: dict(zip(METRICS, values, strict=True)) for name, *values in rows}
+    return {name: dict(zip(DVC_METRICS, values, strict=True)) for name, *values in rows}
 
 
 def read_results(text: str, where: str) -> pd.DataFrame:
@@ -133,7 +133,7 @@ def read_results(text: str, where: str) -> pd.DataFrame:
         table = pd.read_csv(io.StringIO(text), dtype=texts, keep_default_na=False, na_values=[""])
     except (ValueError, pd.errors.ParserError) as error:
         raise damaged(error) from error
-    if missing := [c for c in (*REQUIRED, "eps", *METRICS.values()) if c not in table]:
+    if missing := [c for c in (*REQUIRED, "eps", *DVC_METRICS.values()) if c not in table]:
         raise damaged(f"it has no column {missing[0]}")
     is_run = table.verdict != NOT_RUN
     if table.model.isna().any() or table.model.duplicated().any() or not is_run.any():

@@ -18,6 +18,7 @@ from advprune.core.errors import UserError
 from advprune.core.params import Params
 from advprune.core.settings import yaml_of
 from advprune.evaluate.statistics import Rate, rate
+from advprune.evaluate.verdict import RELIABLE
 from advprune.report.formats import kind_of
 from advprune.report.results import ATTACK, DISTANCE, RESULTS, metrics_of, read_results, results
 from advprune.report.run import NOT_RUN
@@ -46,6 +47,11 @@ class ModelResult:
     def rate(self) -> Rate:
         """Robust accuracy."""
         return rate(self.robust)
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether robust accuracy and distances are upper bounds only."""
+        return self.verdict != RELIABLE
 
     @property
     def distance(self) -> str:

@@ -15,7 +15,7 @@ from advprune.core.params import Params
 from advprune.core.profile import FROZEN, RESERVED, Profile
 from advprune.evaluate.flips import Reached, guessing, to_chance
 from advprune.evaluate.robust import union
-from advprune.evaluate.verdict import Evidence, Verdict, verdict
+from advprune.evaluate.verdict import RELIABLE, Evidence, Verdict, verdict
 from advprune.report.formats import budget
 
 NOT_RUN = "not run"
@@ -226,6 +226,10 @@ class Run:
             pixels=self.clean_images[0].size,
         )
         return verdict(evidence)
+
+    def in_doubt(self, model: Model) -> bool:
+        """Whether robust accuracy and distances are upper bounds: a check is not passed."""
+        return self.verdict(model).level != RELIABLE
 
     def studies_of(self, kind: str) -> dict[str, Any]:
         """The settings of the studies of one kind that have records, by name."""

@@ -1,10 +1,12 @@
 """The answer in a few sentences, each computed from the run."""
 
 from collections import Counter
+from collections.abc import Mapping
 
+from advprune.evaluate.compare import NOT_SIGNIFICANT, UPPER_BOUND, Compared
 from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
 from advprune.evaluate.statistics import median_distance
-from advprune.evaluate.verdict import LEVELS, PASS
+from advprune.evaluate.verdict import RELIABLE
 from advprune.report.formats import budget, counted, kind_of, listed, p_text, rate_text
 from advprune.report.run import Model, Run
 from advprune.report.sections.claims import OUTCOMES, judged
@@ -41,13 +43,9 @@ def effect(run: Run) -> str:
     tests = {model: against.distance for model, against in against_dense(run).items()}
     if not tests:
         return ""
-    gained = [model for model, test in tests.items() if test.outcome.startswith("higher")]
-    bounds = [model for model in gained if run.verdict(model).level != LEVELS[PASS]]
-    total = len(tests)
-    tests = {model: test for model, test in tests.items() if model not in bounds}
-    larger, smaller, same = (
+    larger, smaller, same, bounds = (
         [model for model, test in tests.items() if test.outcome.partition(" (")[0] == outcome]
-        for outcome in ("higher", "lower", "not significant")
+        for outcome in ("higher", "lower", NOT_SIGNIFICANT, UPPER_BOUND)
     )
     most = max((tests[model].difference for model in larger), default=0.0)
     kind = kind_of("median_distance")
@@ -57,13 +55,13 @@ def effect(run: Run) -> str:
         for model in larger
         if (control := tests[model].control)
     ]
-    void = len(tests) - len(larger) - len(smaller) - len(same)
+    void = len(tests) - len(larger) - len(smaller) - len(same) - len(bounds)
     rest = f" ({void} less accurate when clean: not compared)" if void else ""
     return (
         "Distance (the smallest change of an image that fools a model) is significantly larger "
-        f"than the dense network's for {_these(run, larger, *notes, of=total)}, smaller for "
+        f"than the dense network's for {_these(run, larger, *notes, of=len(tests))}, smaller for "
         f"{_these(run, smaller)}, and not significantly different for {len(same) or 'none'}{rest}"
-        f"{f'; not counted as larger: {_these(run, bounds)}, an upper bound' if bounds else ''}."
+        f"{_uncounted(run, {model: tests[model] for model in bounds}, 'larger', 'smaller')}."
     )
 
 
@@ -74,9 +72,11 @@ def accuracy(run: Run) -> str:
         return ""
     better = [model for model, test in tests.items() if test.better]
     worse = [model for model, test in tests.items() if test.differs and not test.better]
+    bounds = {one: test for one, test in tests.items() if test.outcome.startswith(UPPER_BOUND)}
     found = (
         f"Robust accuracy at eps {budget(run.main_attack.eps)} is significantly higher than the "
         f"dense network's for {_these(run, better, of=len(tests))}, lower for {_these(run, worse)}"
+        f"{_uncounted(run, bounds, 'higher', 'lower')}"
     )
     floor = [m for m, test in tests.items() if not test.first.hits and not test.second.hits]
     if not floor:
@@ -147,7 +147,7 @@ def transfer(run: Run) -> str:
 
 def trust(run: Run) -> str:
     """How many robust accuracies passed every check."""
-    doubts = [model for model in run.models if run.verdict(model).level != LEVELS[PASS]]
+    doubts = [model for model in run.models if run.in_doubt(model)]
     if len(run.models) == 1 and doubts:
         verdict = run.verdict(doubts[0])
         reasons = "; ".join(f"{check.name}: {check.reason}" for check in verdict.against)
@@ -168,10 +168,22 @@ def published(run: Run) -> str:
     return f"Published claims: {counts}." if outcomes else ""
 
 
+def _uncounted(run: Run, bounds: Mapping[Model, Compared], higher: str, lower: str) -> str:
+    """The models that differ by an upper bound alone: their own, or that of what they are compared
+    with."""
+    own = [model for model, test in bounds.items() if test.direction > 0]
+    others = [model for model in bounds if model not in own]
+    return "".join(
+        f"; not counted as {word}: {_these(run, models)}, {why} upper bound"
+        for word, models, why in ((higher, own, "an"), (lower, others, "compared with an"))
+        if models
+    )
+
+
 def _named(run: Run, models: list[Model]) -> str:
     """Up to `NAMED` models by name, with their verdict if it is not reliable; of more, nothing."""
     levels = {model.name: run.verdict(model).level for model in models}
-    names = [name if at == LEVELS[PASS] else f"the {at} {name}" for name, at in levels.items()]
+    names = [name if at == RELIABLE else f"the {at} {name}" for name, at in levels.items()]
     return listed(names) if len(models) <= NAMED else ""
 
 

@@ -9,7 +9,7 @@ from advprune.core.params import FILE
 from advprune.report.chart_png import png
 from advprune.report.formats import budgets_in
 from advprune.report.page import charts, html, report_markdown, shown_sections
-from advprune.report.results import OUTCOMES, RESULTS, declared, metrics_of
+from advprune.report.results import CLAIMS, RESULTS, declared, metrics_of
 from advprune.report.revision import settings_of
 from advprune.report.run import Run
 from advprune.report.sections.claims import outcomes
@@ -36,7 +36,7 @@ def write_report(run: Run, folder: Path) -> None:
             piece()
         declared(run).to_csv(temporary / RESULTS, index=False, lineterminator="\n")
         if run.claims:
-            outcomes(run).to_csv(temporary / OUTCOMES, index=False, lineterminator="\n")
+            outcomes(run).to_csv(temporary / CLAIMS, index=False, lineterminator="\n")
         (temporary / FILE).write_text(settings_of(run.params), encoding="utf-8")
         (temporary / "report.md").write_text(report_markdown(run, found), encoding="utf-8")
 

@@ -140,7 +140,7 @@ def recorded(
         )
     table, depths = trace.table, {name: depth for depth, name in enumerate(stored.layers)}
     before = table.loss_before.iloc[0] if len(table) else float("nan")
-    start = pd.DataFrame([START | {"loss": before, "accuracy": trace.clean_accuracy}])
+    start = pd.DataFrame([START | {"loss": before, "accuracy": trace.start_accuracy}])
     flips = table[KEPT].assign(
         depth=table.layer.map(depths).astype("int64"),
         loss=table.loss_after,

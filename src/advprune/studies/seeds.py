@@ -84,6 +84,7 @@ def underpowered(params: Params, typed: dict[str, SeedsSettings]) -> Iterator[st
     """In the best case all seeds agree; the points of a study are compared together."""
     images = images_at_most(params)
     for name, settings in typed.items():
+        chosen_attacks(params, name, params.studies[name].of, settings)
         points = len(settings.points)
         if not points:
             continue
@@ -106,7 +107,8 @@ def seeds(settings: SeedsSettings, given: Given) -> Tables:
     the records also prune_ratio and sparsity (of all weights and biases, as found). UserError where
     the study is not of a dense network, or names an attack that the profile lacks.
     """
-    attacks, main = chosen_attacks(settings, given), given.params.attack.main
+    attacks = chosen_attacks(given.params, given.name, given.of, settings)
+    main = given.params.attack.main
     recipe, own = given.of.removeprefix(f"{DENSE}-"), given.params.seed
 
     def kept(point: str, seed: int, make: Callable[[], Made]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -154,15 +156,21 @@ def seeds(settings: SeedsSettings, given: Given) -> Tables:
     return {"records": records, "history": histories}
 
 
-def chosen_attacks(settings: SeedsSettings, given: Given) -> dict[str, Attack]:
-    """The main attack and those that are named, typed; UserError as in `seeds`."""
-    place, known = f"studies.{given.name}", given.profile.attacks
-    if given.of not in given.params.dense():
-        raise UserError(f"{place}.of: {given.of} is no dense network of a recipe")
-    names = list(dict.fromkeys([given.params.attack.main, *settings.attacks]))
-    if missing := [name for name in names if name not in known]:
-        raise UserError(f"{place}.attacks: {missing[0]!r} is not among {', '.join(known)}")
-    return {name: typed(name, known[name]) for name in names}
+def chosen_attacks(
+    params: Params, name: str, of: str, settings: SeedsSettings
+) -> dict[str, Attack]:
+    """The main attack and those that the study `name` of the model `of` names, typed; UserError as
+    in `seeds`."""
+    place, known = f"studies.{name}", params.active().attacks
+    if of not in params.dense():
+        raise UserError(f"{place}.of: {of} is no dense network of a recipe")
+    names = list(dict.fromkeys([params.attack.main, *settings.attacks]))
+    for one in names:
+        if one not in known:
+            raise UserError(f"{place}.attacks: {one!r} is not among {', '.join(known)}")
+        if known[one].within is not None:
+            raise UserError(f"{place}.attacks: {one} begins where another ended, in suites alone")
+    return {one: typed(one, known[one]) for one in names}
 
 
 def inputs(given: Given, name: str, seed: int) -> Inputs:

@@ -89,7 +89,7 @@ def table_of(found: Sequence[Entry]) -> pd.DataFrame:
         records = entry.records
         stored = {"study": entry.name, "model": entry.model, "bits": entry.bits}
         stored |= {"scale": entry.scale, "stored_bits": int(records.stored_bits.iloc[0])}
-        clean = flips.clean_accuracy(records)
+        clean = flips.start_accuracy(records)
         for variant in (UNTARGETED, *entry.variants):
             reached = entry.under(variant)
             row = stored | {"search": variant, "clean_accuracy": clean} | counts(reached)
@@ -112,7 +112,7 @@ def pair_table(pairs: Sequence[tuple[Entry, Entry]]) -> pd.DataFrame:
     for entry, other in pairs:
         own, theirs = entry.under(), other.under()
         test = flips.compare_flips(own, theirs)
-        if any(flips.clean_accuracy(one.records) <= one.level for one in (entry, other)):
+        if any(flips.start_accuracy(one.records) <= one.level for one in (entry, other)):
             test = replace(test, void=AT_CHANCE)
         row = {"study": entry.name, "model": entry.model, "reference": other.name} | counts(own)
         row["flips_to_chance:reference"] = counts(theirs)["flips_to_chance"]

@@ -22,9 +22,9 @@ from advprune.evaluate.compare import ALPHA, AT_CHANCE, LOWER_CLEAN, Compared, C
 from advprune.evaluate.flips import FlipComparison
 from advprune.evaluate.means import MeanComparison
 from advprune.evaluate.measures import clean_accuracy
-from advprune.evaluate.verdict import LEVELS, PASS
+from advprune.evaluate.seeds import SeededPoint
 from advprune.report.claim_command import command
-from advprune.report.claim_metrics import METRICS, NOT_HERE, Missing, falls_behind
+from advprune.report.claim_metrics import METRICS, NOT_HERE, Missing, arms, falls_behind
 from advprune.report.formats import counted, kind_of, percent
 from advprune.report.run import NOT_RUN
 from advprune.report.section import Part, Parts, Run, section
@@ -153,7 +153,7 @@ def _judge(run: Run, one: Judged, test: Compared, p: float) -> Judged:
     doubt, gains = "", test.p < ALPHA and test.direction > 0
     if test.void == AT_CHANCE or (test.void and gains and claim.expect == "higher"):
         doubt = test.void
-    elif whose := _unbelieved(run, claim, gains):
+    elif whose := _unbelieved(run, claim, test):
         doubt = whose
     elif falls_behind(run, claim):
         doubt = f"{claim.attack} does less harm than FGSM"
@@ -178,14 +178,26 @@ def _judge(run: Run, one: Judged, test: Compared, p: float) -> Judged:
     return replace(one, outcome=outcome, reason=reason, test=test, p=p)
 
 
-def _unbelieved(run: Run, claim: Claim, gains: bool) -> str:
-    """Why an upper bound decides nothing: of a model that gains, or of a control that it does not
-    surpass. Empty if neither is one."""
-    name, whose = (claim.model, "its") if gains else (claim.control, "its control's")
-    if claim.metric not in ("robust", "distance") or name not in run.by_name:
+def _unbelieved(run: Run, claim: Claim, test: Compared) -> str:
+    """Why the outcome rests on an upper bound; empty if it does not.
+
+    Of what is shown to differ that is the higher one; else the one that might be lower, against
+    what is claimed or concluded. Over seeds, where fewer attacks are run, it is either.
+    """
+    if claim.metric not in ("robust", "distance"):
         return ""
-    level = run.verdict(run.model(name)).level
-    return "" if level == LEVELS[PASS] else f"{whose} robust accuracy is {level}"
+    model, control = arms(run, claim)
+    both = {"its": model, "its control's": control}
+    if isinstance(model, SeededPoint):
+        doubts = ((whose, point.doubt) for whose, point in both.items() if point.doubt)
+        return next((f"{whose} robust accuracy is an upper bound: {x}" for whose, x in doubts), "")
+    asked = {"lower": ["its"], "equal": [*both]}.get(claim.expect, ["its control's"])
+    if test.p < ALPHA:
+        asked = ["its"] if test.direction > 0 else ["its control's"]
+    for whose in asked:
+        if run.in_doubt(both[whose]):
+            return f"{whose} robust accuracy is {run.verdict(both[whose]).level}"
+    return ""
 
 
 def _unmet(run: Run, claim: Claim) -> str:

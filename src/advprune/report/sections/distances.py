@@ -14,7 +14,7 @@ POINTS = 33  # budgets of a security curve, from 0 to twice the main attack's
 COLUMNS = (
     *("model", "robust_difference", *bounds("robust_difference"), "robust_detectable"),
     *("p_against_dense", "distance_difference", *bounds("distance_difference")),
-    *("detectable_distance", "p_distance", "area_accuracy"),
+    *("detectable_distance", "p_distance", "area_accuracy", "verdict"),
 )
 
 

@@ -11,6 +11,7 @@ from functools import cache
 import pandas as pd
 
 from advprune.evaluate.seeds import CONTROLS, SeededPoint, controls_of, guarded, seeded_points
+from advprune.pruning import chosen
 from advprune.report.formats import budget, counted, listed, number, with_interval
 from advprune.report.section import Chart, Part, Parts, Run, section
 from advprune.report.sections.verdict import iterative
@@ -32,7 +33,9 @@ def seeds(run: Run) -> Parts:
         yield Part(
             f"Accuracy over seeds, on {study.of}",
             f"An image is robust if it withstands {listed(attacks)} (eps "
-            f"{budget(run.main_attack.eps)}); there is no verdict. n = {n} test images, "
+            f"{budget(run.main_attack.eps)}); there is no verdict, but where that of a model of "
+            "the leaderboard of the same family and dense network is in doubt, a point is an upper "
+            f"bound. n = {n} test images, "
             f"{counted(count, 'seed')}, each with a dense network of its own; intervals cover "
             "other seeds and other images (two-way random effects). Area is the mean accuracy over "
             "all budgets up to twice the main attack's; its difference is from the dense "
@@ -64,10 +67,20 @@ def seeds(run: Run) -> Parts:
 
 @cache
 def points_of(run: Run, name: str) -> list[SeededPoint]:
-    """The dense networks, then the points of a study in params order."""
-    given = run.params.studies[name].settings["points"]
+    """The dense networks, then the points of a study in params order. A point is in doubt with any
+    model of the leaderboard that is made as it is: by its family, from the same dense network."""
+    study, main = run.params.studies[name], run.main_attack
+    given = study.settings["points"]
     settings = {key: one.get("setting") for key, one in given.items()}
-    return seeded_points(run.studies[name], settings, run.main_attack.norm, run.main_attack.eps)
+    doubts = {
+        chosen(model.family, run.params.setting(model.name))[0]: (
+            f"{model.name}, of the same family, is {run.verdict(model).level}"
+        )
+        for model in run.models
+        if model.root == study.of and run.in_doubt(model)
+    }
+    points = seeded_points(run.studies[name], settings, main.norm, main.eps)
+    return [replace(point, doubt=doubts.get(point.family, "")) for point in points]
 
 
 def table_of(run: Run, points: list[SeededPoint]) -> pd.DataFrame:

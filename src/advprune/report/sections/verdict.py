@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from advprune.evaluate.verdict import LEVELS, PASS, beside_one_step
+from advprune.evaluate.verdict import PASS, RELIABLE, beside_one_step
 from advprune.report.formats import counted, listed, percent
 from advprune.report.section import Part, Parts, Run, section
 from advprune.report.tables import columns, explained, rated
@@ -49,7 +49,7 @@ def calibration(path: Path) -> str:
         for one in (found[f"false_{name}"] for name in ("pass", "number", "pass_suite", "alarm"))
     )
     planted = [one for one in found["models"] if one.get("hidden", 0) > HIDDEN]
-    names = [one["name"] for one in planted if one["level"] == LEVELS[PASS]]
+    names = [one["name"] for one in planted if one["level"] == RELIABLE]
     which = listed([name.replace(", ", " on dense-") for name in names])
     return (
         f"How often it errs, on models made to test it ({CALIBRATION}: networks of the digits at "
