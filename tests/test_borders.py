@@ -27,8 +27,9 @@ from advprune.attacks.minimum_norm import MinimumNormSettings, minimum_norm
 from advprune.attacks.square import square
 from advprune.core.errors import UserError
 from advprune.evaluate.records import Scoring, all_logits
-from advprune.models.border import admitted, plain_copy
+from advprune.models.border import admitted
 from advprune.models.checkpoint import save_model
+from advprune.models.copies import plain_copy
 from advprune.models.stochastic import frozen_copy, is_randomized, stochastic_layers
 from advprune.quantization.post_training import quantize
 

@@ -37,6 +37,7 @@ from advprune.core.errors import UserError
 from advprune.core.params import Params, load
 from advprune.core.resume import Parts
 from advprune.core.settings import parse, text_of, yaml_of
+from advprune.core.train_settings import DataSettings
 from advprune.data import prepare
 from advprune.data.imagefolder import read_image_folder
 from advprune.models.audit import audit
@@ -240,7 +241,9 @@ def sound():
 
 
 def read(place):
-    return prepare("imagefolder", root=str(place), cache=place, val_fraction=0.4)
+    return prepare(
+        DataSettings(source="imagefolder", root=str(place), val_fraction=0.4), cache=place
+    )
 
 
 def test_bytes_of_pictures(tmp_path):

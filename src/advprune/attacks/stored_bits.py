@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from advprune.models.border import plain_copy
 from advprune.models.card import met
+from advprune.models.copies import plain_copy
 
 BIGGEST = 1e6  # a float that a flip makes larger leaves no finite loss, and is not tried
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)

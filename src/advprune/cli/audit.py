@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from advprune.cli.options import CheckpointArgument, Known, option_groups
+from advprune.core.errors import one_line
 
 if TYPE_CHECKING:
     from advprune.models.audit import Audit
@@ -80,7 +81,7 @@ def described(found: "Audit") -> dict[str, Any]:
 
 def _print(found: "Audit", facts: dict[str, Any]) -> None:
     """The facts, the layers and what was found, for a terminal."""
-    from advprune.cli.tables import one_line, show
+    from advprune.cli.tables import show
     from advprune.report.formats import counted
 
     zeros, count = found.prunable

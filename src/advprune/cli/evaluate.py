@@ -69,8 +69,7 @@ class Output:
         Path | None, typer.Option(help="The report, as one HTML file to be written.")
     ] = None
     out: Annotated[
-        Path | None,
-        typer.Option(help="Folder for metrics.json, verdict.json and records.parquet."),
+        Path | None, typer.Option(help="Folder for metrics.json, verdict.json and records.parquet.")
     ] = None
     corruptions: Annotated[
         bool,
@@ -86,11 +85,7 @@ class Output:
 
 @option_groups
 def evaluate(
-    checkpoint: CheckpointArgument,
-    images: Attacked,
-    beside: Beside,
-    output: Output,
-    known: Network,
+    checkpoint: CheckpointArgument, images: Attacked, beside: Beside, output: Output, known: Network
 ) -> None:
     """How robust is this network, and can the number be believed?
 

@@ -10,9 +10,9 @@ import pandas as pd
 import torch
 
 from advprune.benchmarking import Benchmark, Subject
-from advprune.cli.tables import one_line, show, show_frame
+from advprune.cli.tables import show, show_frame
 from advprune.cli.time import BATCH
-from advprune.core.errors import UserError
+from advprune.core.errors import UserError, one_line
 from advprune.core.files import read_json
 from advprune.core.settings import yaml_of
 from advprune.data import to_float

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from advprune.core.errors import one_line
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -22,8 +24,3 @@ def show_frame(table: "pd.DataFrame") -> None:
 
     read = texts(table)
     show([heading(str(column)) for column in read], read.to_numpy().tolist())
-
-
-def one_line(text: str) -> str:
-    """Text from a file as one line that cannot steer the terminal."""
-    return "".join(sign if sign.isprintable() else "?" for sign in text)

@@ -20,9 +20,14 @@ def ended(app: Callable[..., Any], name: str) -> int:
     and for any crash: no answer was given. Code that was called may not end the process by itself.
     """
     # Looking for cycles among all that torch makes costs a second per process: half of it while it
-    # is imported, half at exit.
+    # is imported, half at exit. Where Triton was imported it would complain of them.
     gc.set_threshold(100_000)
-    atexit.register(_leave_memory)
+
+    @atexit.register
+    def look_for_none() -> None:
+        if "triton" not in sys.modules:
+            gc.freeze()
+
     import typer
     from typer.exceptions import TyperException
 
@@ -48,9 +53,3 @@ def ended(app: Callable[..., Any], name: str) -> int:
     except Exception:
         traceback.print_exc()
     return WRONG
-
-
-def _leave_memory() -> None:
-    """Let no cycles be looked for at exit; where Triton was imported it would complain of them."""
-    if "triton" not in sys.modules:
-        gc.freeze()

@@ -14,12 +14,16 @@ class UserError(Exception):
     """
 
     def __init__(self, message: object) -> None:
-        line = " ".join(str(message).split())
-        super().__init__("".join(s if s.isprintable() else "?" for s in line)[:MOST])
+        super().__init__(one_line(" ".join(str(message).split()))[:MOST])
 
 
 class InputError(UserError, ValueError):
     """What was given to a function makes no sense: a model, images, labels, a budget."""
+
+
+def one_line(text: str) -> str:
+    """Text from a file as one line that cannot steer the terminal."""
+    return "".join(sign if sign.isprintable() else "?" for sign in text)
 
 
 def first_line(error: BaseException) -> str:

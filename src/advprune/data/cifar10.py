@@ -44,10 +44,9 @@ def read_cifar10(place: str | None, cache: Path) -> dict[str, Split]:
             socket.setdefaulttimeout(patience)
         return _official(cache)
     path = existing(place)
-    if path.name == FOLDER and path.is_dir():
-        return _official(path.parent)
-    if (path / FOLDER).is_dir():
-        return _official(path)
+    root = path.parent if path.name == FOLDER else path
+    if (root / FOLDER).is_dir():
+        return _official(root)
     archive = path / ARCHIVE if path.is_dir() else path
     if archive.name == ARCHIVE and archive.is_file():
         try:

@@ -32,12 +32,11 @@ HELD = "images (uint8 [N, C, H, W] or [N, H, W, C]) and labels (whole numbers [N
 def read_given(
     place: Path,
     most: int | None = None,
-    seed: int = 0,
     classes: Sequence[str] = (),
     fit: Fit | None = None,
     part: str = "test",
 ) -> Split:
-    """Read the pictures at `place`: at most that many, drawn by seed, each class with its share.
+    """Read the pictures at `place`: at most that many, drawn at random, each class with its share.
 
     classes: names in the order of the network's outputs; by default those of a folder's sub-folders
     in alphabetical order, of a split its own, of a `.npz` file its numbers. All pictures of a split
@@ -49,7 +48,7 @@ def read_given(
     if place.is_dir():
         names, known, files = _listed(place, classes, part)
         labels = torch.tensor(known)
-        drawn = _drawn(labels, most, seed)
+        drawn = _drawn(labels, most)
         pictures: Pictures = {}
         for name in (files[number] for number in drawn.tolist()):
             path = place / name
@@ -68,7 +67,7 @@ def read_given(
             )
     else:
         raise UserError(f"{place} is no folder of pictures, no split (.safetensors) and no .npz")
-    return split.pick(_drawn(split.labels, most, seed))
+    return split.pick(_drawn(split.labels, most))
 
 
 def read_names(path: Path) -> tuple[str, ...]:
@@ -85,12 +84,12 @@ def read_names(path: Path) -> tuple[str, ...]:
     return names
 
 
-def _drawn(labels: torch.Tensor, most: int | None, seed: int) -> torch.Tensor:
+def _drawn(labels: torch.Tensor, most: int | None) -> torch.Tensor:
     """Which of the pictures are taken, and in which order."""
     by_class = bool((labels.diff() >= 0).all())  # probes take the first of them
     if (most is None or most >= len(labels)) and not by_class:
         return torch.arange(len(labels))
-    return interleaved(labels, seed)[:most]
+    return interleaved(labels, seed=0)[:most]
 
 
 def _listed(

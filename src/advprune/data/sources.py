@@ -5,14 +5,12 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from advprune.core.errors import UserError
 from advprune.core.files import existing, sha256_of
-from advprune.core.settings import parse
 from advprune.core.train_settings import DataSettings
 from advprune.data.cifar10 import read_cifar10
 from advprune.data.imagefolder import read_image_folder
@@ -24,14 +22,9 @@ SIZES = {"digits": 8, "mnist5k": 28, "cifar10": 32}  # the sides of images that 
 
 
 def prepare(
-    settings: DataSettings | str,
-    seed: int = 0,
-    cache: Path = Path("data/downloads"),
-    **fields: Any,
+    settings: DataSettings, seed: int = 0, cache: Path = Path("data/downloads")
 ) -> dict[str, Split]:
     """Read the source of `settings` into {"train", "val", "test"}.
-
-    A source may be given by name, with fields of DataSettings.
 
     Parts that the source does not have are taken from train, stratified, test before val;
     fractions are of what train holds then. `size` (pixels) resizes the pictures of an image folder.
@@ -40,8 +33,6 @@ def prepare(
     studies take the first n images. `cache` is where an official CIFAR-10 is downloaded or
     unpacked. Raises UserError on unusable input.
     """
-    if isinstance(settings, str):
-        settings = parse(DataSettings, {"source": settings, **fields}, "prepare")
     source, root, size = settings.source, settings.place, settings.size
     if size is not None and size != SIZES.get(source, size):
         raise UserError(f"size {size} is not available from {source}; leave `size` out")

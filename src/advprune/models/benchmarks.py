@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from advprune.core.errors import UserError
-from advprune.models.spec import Site
+from advprune.models.spec import Site, convolution
 from advprune.models.tensor_file import bare
 
 Tensors = Mapping[str, torch.Tensor]
@@ -123,10 +123,6 @@ def recognized(tensors: Tensors) -> Recognized | None:
     return None
 
 
-def _conv(fan_in: int, fan_out: int, side: int = 3, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(fan_in, fan_out, side, stride, padding=side // 2, bias=False)
-
-
 class _PreActivated(nn.Module):
     """bn-relu-conv-bn-relu-conv, plus the input, or what a convolution makes of it. shortcut: the
     name of that convolution. early: it sees the input before the first batch-norm."""
@@ -141,12 +137,12 @@ class _PreActivated(nn.Module):
     ) -> None:
         super().__init__()
         self.bn1, self.relu1 = nn.BatchNorm2d(fan_in), Site()
-        self.conv1 = _conv(fan_in, fan_out, stride=stride)
+        self.conv1 = convolution(fan_in, fan_out, stride=stride)
         self.bn2, self.relu2 = nn.BatchNorm2d(fan_out), Site()
-        self.conv2 = _conv(fan_out, fan_out)
+        self.conv2 = convolution(fan_out, fan_out)
         self.name, self.early = shortcut if stride != 1 or fan_in != fan_out else None, early
         if self.name is not None:
-            project: nn.Module = _conv(fan_in, fan_out, 1, stride)
+            project: nn.Module = convolution(fan_in, fan_out, 1, stride)
             self.add_module(
                 self.name, project if shortcut != "shortcut" else nn.Sequential(project)
             )
@@ -166,7 +162,7 @@ class WideResNet(nn.Module):
         count, before = (depth - 4) // 6, 16
         if depth != 6 * count + 4 or count < 1 or not 1 <= widen <= 64:
             raise ValueError("depth is 10, 16, 22, 28, 34, …; widen is from 1 to 64")
-        self.conv1 = _conv(channels, before)
+        self.conv1 = convolution(channels, before)
         for place, stride in enumerate((1, 2, 2)):
             wide, layer = 16 * 2**place * widen, nn.Sequential()
             for step in (stride, *(1,) * (count - 1)):
@@ -191,7 +187,7 @@ class PreActResNet18(nn.Module):
 
     def __init__(self, classes: int, channels: int, width: int = 64, norm: bool = True) -> None:
         super().__init__()
-        self.conv1, before = _conv(channels, width), width
+        self.conv1, before = convolution(channels, width), width
         for place in range(4):
             wide, stage = width * 2**place, nn.Sequential()
             for stride in (1 if place == 0 else 2, 1):

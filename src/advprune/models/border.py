@@ -5,7 +5,6 @@ Attacks and scoring ask `admitted` for the model that they query; `prune` and `q
 random state.
 """
 
-import copy
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,15 +12,12 @@ from typing import Any
 from weakref import WeakSet
 
 import torch
-import torch.nn.utils.prune as torch_prune
 from torch import nn
 from torch.nn.modules import module as of_all
-from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
 from advprune.core.device import device_of
-from advprune.core.errors import InputError, arisen, first_line
+from advprune.core.errors import InputError, arisen
+from advprune.models.copies import HOOKS, hooked, is_plain, plain_copy, unshared
 from advprune.models.stochastic import Drawn, is_randomized, states, undisturbed
 
 ROUNDING = 1e-3  # of the largest logit and one: as much as the size of a batch may change
@@ -29,7 +25,6 @@ MANY = 64  # images whose outputs must all be probabilities for the model to be 
 SUM = 2e-2  # how far the sum of probabilities may be from one; bfloat16 rounds each by 0.4 %
 SIGMOID = re.compile(r"(Hards|S)igmoidBackward")  # torch's names of what an output comes out of
 COPIED = re.compile(r"(ToCopy|Clone|\w*View|\w*[Ss]queeze)Backward")
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 FEW = 8  # images whose logits are compared with those of pairs of them
 REPEATS = 3  # further passes of the same images, whose logits are compared
 
@@ -57,16 +52,11 @@ def admitted(
     the first passes, and then taken for randomness.
     """
     given, inner = model, _unwrapped(who, model)
-    model, parts = inner, list(inner.modules())
-    if any(
-        part.training or parametrize.is_parametrized(part) or _old_hooks(part) for part in parts
-    ):
-        model = plain_copy(model)
-    hollow = any(parameter.is_meta for parameter in model.parameters())
-    refuse(who, {"the model lies on the meta device, which holds no numbers": hollow})
-    types = {p.dtype for p in model.parameters() if p.is_floating_point()} - {images.dtype}
-    shown = f"the model computes in {next(iter(types), None)}, and images are {images.dtype}"
-    refuse(who, {shown: bool(types)})
+    model = inner if is_plain(inner) else plain_copy(inner)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise InputError(f"{who}: the model lies on the meta device, which holds no numbers")
+    for kind in {p.dtype for p in model.parameters() if p.is_floating_point()} - {images.dtype}:
+        raise InputError(f"{who}: the model computes in {kind}, and images are {images.dtype}")
     if not len(images):
         return given if isinstance(given, Drawn) else model
     device = device_of(model)
@@ -79,13 +69,14 @@ def admitted(
         else:
             kept = kept_by(model)
             again = [logits_of(who, model, pair) for _ in range(REPEATS)]
-            moved = [k for k, have in kept_by(model).items() if differ(kept.get(k), have)]
-            fault = f"a pass changes {', '.join(moved[:3])}, on which later answers may depend; "
-            refuse(who, {f"{fault}keep no state in forward": bool(moved)})
+            if moved := [k for k, have in kept_by(model).items() if differ(kept.get(k), have)]:
+                raise InputError(
+                    f"{who}: a pass changes {', '.join(moved[:3])}, on which later answers may "
+                    "depend; keep no state in forward"
+                )
         drew |= not all(torch.equal(logits, one) for one in again)
         alone = torch.cat([logits_of(who, model, one) for one in pair.split(1)])
-        fault = "the model returns probabilities; leave its softmax or sigmoid out, give logits"
-        refuse(who, {fault: _probabilities(who, model, images[:MANY].to(device), logits)})
+        _refuse_probabilities(who, model, images[:MANY].to(device), logits)
         randomized = is_randomized(model)
         if not (drew or randomized):
             mixed = _differing(logits, alone) == len(pair)
@@ -93,12 +84,15 @@ def admitted(
             if not (known or mixed) and len(few) == FEW:  # in one of its pairs nothing may change
                 whole, *pairs = (logits_of(who, model, part) for part in (few, *few.split(2)))
                 mixed = _differing(whole, torch.cat(pairs)) >= FEW - 2
-            fault = "the logits of an image depend on the other images of the batch, as where a "
-            refuse(who, {fault + "batch-norm keeps no running statistics": mixed})
+            if mixed:
+                raise InputError(
+                    f"{who}: the logits of an image depend on the other images of the batch, as "
+                    "where a batch-norm keeps no running statistics"
+                )
     _TRIED.update((inner, model))  # the copy, too: it may come back
-    if labels is not None and len(labels):
-        largest, classes = int(labels.max()), logits.shape[1]
-        refuse(who, {f"label {largest} is none of {classes} classes": largest >= classes})
+    classes = logits.shape[1]
+    if labels is not None and len(labels) and (largest := int(labels.max())) >= classes:
+        raise InputError(f"{who}: label {largest} is none of {classes} classes")
     if drew and not randomized:
         return given if isinstance(given, Drawn) else Drawn(model).eval()
     return model
@@ -109,9 +103,11 @@ def _differing(one: torch.Tensor, other: torch.Tensor) -> int:
     return int(((one - other).abs().amax(1) > ROUNDING * (1 + one.abs().max())).sum())
 
 
-def _probabilities(who: str, model: nn.Module, images: torch.Tensor, first: torch.Tensor) -> bool:
-    """Whether outputs lie in [0, 1], not all at its ends, and either sum to one on every image or
-    come out of a sigmoid: that logits lie there may be chance.
+def _refuse_probabilities(
+    who: str, model: nn.Module, images: torch.Tensor, first: torch.Tensor
+) -> None:
+    """InputError where outputs lie in [0, 1], not all at its ends, and either sum to one on every
+    image or come out of a sigmoid: that logits lie there may be chance.
 
     first: the outputs of some images, which are mostly enough to tell.
     """
@@ -120,14 +116,16 @@ def _probabilities(who: str, model: nn.Module, images: torch.Tensor, first: torc
         return bool(((outputs >= 0) & (outputs <= 1)).all() and (outputs % 1 > 0).any())
 
     if not (shares(first) and shares(every := logits_of(who, model, images))):
-        return False
+        return
     step = None
     with torch.enable_grad(), suppress(InputError):  # of what cannot be differentiated
         step = logits_of(who, model, images[:2].clone().requires_grad_()).grad_fn
     while step is not None and COPIED.match(step.name()):
         step = step.next_functions[0][0]
     squashed = step is not None and SIGMOID.match(step.name()) is not None
-    return squashed or bool(((every.sum(1) - 1).abs() <= SUM).all())
+    if squashed or ((every.sum(1) - 1).abs() <= SUM).all():
+        fault = "the model returns probabilities; leave its softmax or sigmoid out, give logits"
+        raise InputError(f"{who}: {fault}")
 
 
 def logits_of(who: str, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -138,10 +136,10 @@ def logits_of(who: str, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
         logits = model(given)
     except (Exception, SystemExit) as error:  # whatever the model's code does
         raise InputError(f"{who}: the model fails on images {shape}: {arisen(error)}") from error
-    changed = given._version > written  # torch counts what is written into a tensor
-    refuse(who, {"the model changes its input in place; let it work on a copy": changed})
-    kind = type(logits).__name__
-    refuse(who, {f"the model returns {kind}, not logits": not isinstance(logits, torch.Tensor)})
+    if given._version > written:  # torch counts what is written into a tensor
+        raise InputError(f"{who}: the model changes its input in place; let it work on a copy")
+    if not isinstance(logits, torch.Tensor):
+        raise InputError(f"{who}: the model returns {type(logits).__name__}, not logits")
     shape, dtype = list(logits.shape), logits.dtype
     wrong = len(shape) != 2 or shape[0] != count or not shape[1]
     faults = {
@@ -151,8 +149,9 @@ def logits_of(who: str, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
         "the model has one class; give it one logit a class": shape[1:] == [1],
     }
     refuse(who, faults)
-    refuse(who, {"the model returns NaN": bool(logits.isnan().any())})
-    refuse(who, {"the model returns infinite logits": bool(logits.isinf().any())})
+    for what, held in (("NaN", logits.isnan()), ("infinite logits", logits.isinf())):
+        if held.any():
+            raise InputError(f"{who}: the model returns {what}")
     return logits
 
 
@@ -160,8 +159,8 @@ def check_images(who: str, images: torch.Tensor, *labels: torch.Tensor) -> None:
     """InputError where images are not floating `[N, C, H, W]` in [0, 1], or labels, where they
     are given, not int64 `[N]` from 0."""
     for name, value in zip(("images", "labels"), (images, *labels), strict=False):
-        kind = type(value).__name__
-        refuse(who, {f"{name} are {kind}; give a torch.Tensor": not torch.is_tensor(value)})
+        if not torch.is_tensor(value):
+            raise InputError(f"{who}: {name} are {type(value).__name__}; give a torch.Tensor")
     shape = list(images.shape)
     faults = {
         f"images have shape {shape}, not [N, C, H, W]": images.ndim != 4,
@@ -171,10 +170,12 @@ def check_images(who: str, images: torch.Tensor, *labels: torch.Tensor) -> None:
         f"images are {images.dtype}; give floats in [0, 1]": not images.is_floating_point(),
     }
     refuse(who, faults)
-    inside = not len(images) or bool(((images >= 0) & (images <= 1)).all())
-    refuse(who, {"images hold NaN or lie outside [0, 1]": not inside})
-    twice = len(images) > 1 and 0 < float(images.max()) <= 1.001 / 255
-    refuse(who, {"no pixel is above 1/255; were they divided by 255 twice? give [0, 1]": twice})
+    if len(images) and not ((images >= 0) & (images <= 1)).all():
+        raise InputError(f"{who}: images hold NaN or lie outside [0, 1]")
+    if len(images) > 1 and 0 < float(images.max()) <= 1.001 / 255:
+        raise InputError(
+            f"{who}: no pixel is above 1/255; were they divided by 255 twice? give [0, 1]"
+        )
     for one in labels:
         count = len(one) if one.ndim == 1 else list(one.shape)
         faults = {
@@ -183,7 +184,8 @@ def check_images(who: str, images: torch.Tensor, *labels: torch.Tensor) -> None:
             "labels hold no numbers": one.is_meta,
         }
         refuse(who, faults)
-        refuse(who, {"a label is below 0": bool((one < 0).any())})
+        if (one < 0).any():
+            raise InputError(f"{who}: a label is below 0")
 
 
 def compressible(who: str, model: nn.Module, images: torch.Tensor | None = None) -> nn.Module:
@@ -197,11 +199,14 @@ def compressible(who: str, model: nn.Module, images: torch.Tensor | None = None)
     if images is not None:
         admitted(who, model, images)
     for fault in weight_faults(model):
-        refuse(who, {fault: True})
+        raise InputError(f"{who}: {fault}")
     copied = plain_copy(model)
-    hooks = hooked(copied)
-    fault = f"{', '.join(hooks[:3])} {'has' if len(hooks) == 1 else 'have'} hooks, which a stored "
-    refuse(who, {fault + "or folded network would lose; write them into forward": bool(hooks)})
+    if hooks := hooked(copied):
+        have = "has" if len(hooks) == 1 else "have"
+        raise InputError(
+            f"{who}: {', '.join(hooks[:3])} {have} hooks, which a stored or folded network would "
+            "lose; write them into forward"
+        )
     return unshared(copied)
 
 
@@ -234,62 +239,18 @@ def weight_faults(model: nn.Module) -> Iterator[str]:
 def _unwrapped(who: str, model: Any) -> nn.Module:
     """What `Drawn`, torch.compile or data parallelism wraps; InputError for no nn.Module."""
     model = model.model if isinstance(model, Drawn) else model
-    refuse(who, {f"{type(model).__name__} is no nn.Module": not isinstance(model, nn.Module)})
-    on_all = any(getattr(of_all, f"_global{hooks}") for hooks in HOOKS)
-    refuse(who, {"hooks are registered for all modules of torch; remove them": on_all})
-    scripted = "is a ScriptModule; give the network that it was made from"
-    refuse(who, {f"the model {scripted}": isinstance(model, torch.jit.ScriptModule)})
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{who}: {type(model).__name__} is no nn.Module")
+    if any(getattr(of_all, f"_global{hooks}") for hooks in HOOKS):
+        raise InputError(f"{who}: hooks are registered for all modules of torch; remove them")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError(
+            f"{who}: the model is a ScriptModule; give the network that it was made from"
+        )
     while isinstance(inside := getattr(model, "_orig_mod", None), nn.Module):
         model = inside
     wrappers = nn.DataParallel, nn.parallel.DistributedDataParallel
     return model.module if isinstance(model, wrappers) else model
-
-
-def _old_hooks(module: nn.Module) -> list[Any]:
-    """torch's re-parametrizations of the kind that lives in a hook."""
-    kinds = torch_prune.BasePruningMethod, WeightNorm, SpectralNorm
-    return [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, kinds)]
-
-
-def plain_copy(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode, with the weights that re-parametrizations (torch's pruning, weight
-    and spectral norm, parametrizations) give there in their place."""
-    derived = {  # that a re-parametrization computed and left as attributes, which no copy may hold
-        id(value): value.detach().clone()
-        for module in model.modules()
-        for value in vars(module).values()
-        if isinstance(value, torch.Tensor) and not value.is_leaf
-    }
-    try:
-        copied = copy.deepcopy(model, derived).eval()
-    except Exception as error:  # of locks, open files and others of the user's attributes
-        raise InputError(f"the model cannot be copied: {first_line(error)}") from error
-    for module in list(copied.modules()):
-        for hook in _old_hooks(module):
-            if isinstance(hook, WeightNorm):
-                remove_weight_norm(module, hook.name)
-            elif isinstance(hook, SpectralNorm):
-                remove_spectral_norm(module, hook.name)
-            else:
-                torch_prune.remove(module, hook._tensor_name)
-        if parametrize.is_parametrized(module):
-            # Not by torch's own removal: it changes the class, which the caller's model has too.
-            names = list(module.parametrizations)  # type: ignore[arg-type]
-            weights = {name: getattr(module, name).detach().clone() for name in names}
-            module.__class__ = parametrize.type_before_parametrizations(module)
-            del module.parametrizations
-            for name, weight in weights.items():
-                module.register_parameter(name, nn.Parameter(weight))
-    return copied
-
-
-def hooked(model: nn.Module) -> list[str]:
-    """The names of modules with hooks, or with another `forward` than that of their class."""
-    return [
-        name or "the model"
-        for name, part in model.named_modules()
-        if "forward" in vars(part) or any(getattr(part, hooks, None) for hooks in HOOKS)
-    ]
 
 
 def kept_by(model: nn.Module) -> dict[str, tuple[Any, int]]:
@@ -314,15 +275,3 @@ def differ(one: tuple[Any, int] | None, other: tuple[Any, int]) -> bool:
         return one is None or one[1] != other[1]
     tensors = torch.is_tensor(one[0]) and torch.is_tensor(other[0])
     return not torch.equal(one[0], other[0]) if tensors else one != other
-
-
-def unshared(model: nn.Module) -> nn.Module:
-    """The model, in place, with a module of its own behind every name, where modules that hold no
-    tensors had several: else a layer behind an activation would stand behind the first alone."""
-    seen: set[int] = set()
-    for name, part in list(model.named_modules(remove_duplicate=False))[1:]:  # the model is first
-        again = id(part) in seen and model.get_submodule(name) is part
-        if again and not (part.state_dict() or list(part.buffers())):
-            model.set_submodule(name, copy.deepcopy(part))
-        seen.add(id(part))
-    return model

@@ -119,8 +119,13 @@ def inert_of(model: nn.Module, image_shape: tuple[int, int, int]) -> float:
 
 
 NO_FACTS: dict[str, Any] = {
-    **{"setting": None, "prune_ratio": 0.0, "twin_agreement": None, "twin_logit_gap": None},
-    **{"history": [], "growth": None, "ticket": None},
+    "setting": None,
+    "prune_ratio": 0.0,
+    "twin_agreement": None,
+    "twin_logit_gap": None,
+    "history": [],
+    "growth": None,
+    "ticket": None,
 }
 
 

@@ -15,7 +15,7 @@ from advprune.core.errors import UserError
 from advprune.core.files import atomic
 from advprune.core.settings import parse
 from advprune.models import binary, quantized
-from advprune.models.border import hooked
+from advprune.models.copies import hooked
 from advprune.models.foreign import build_foreign, dtype_name
 from advprune.models.insert import layer_of, places, put
 from advprune.models.resnet import ResNet

@@ -18,7 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.nn.utils.parametrize import is_parametrized
 
 from advprune.models.binary import BinaryConv2d
-from advprune.models.border import hooked, plain_copy
+from advprune.models.copies import hooked, plain_copy
 from advprune.models.spec import Normalize, Site
 from advprune.models.stochastic import Stochastic
 

@@ -29,11 +29,12 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from advprune.core.errors import UserError, arisen
+from advprune.core.errors import InputError, UserError, arisen
 from advprune.core.memory import bounded_memory
 from advprune.core.networks import collection_of
 from advprune.models.benchmarks import MAKERS
-from advprune.models.border import admitted, logits_of, plain_copy, refuse, unshared, weight_faults
+from advprune.models.border import admitted, logits_of, weight_faults
+from advprune.models.copies import plain_copy, unshared
 from advprune.models.spec import INSIDE, ModelSpec, Normalize
 from advprune.models.stochastic import undisturbed
 
@@ -272,9 +273,13 @@ def check_answers(model: nn.Module, shape: tuple[int, int, int]) -> None:
         private, given = plain_copy(model).cpu(), images.clone().requires_grad_()
         for how in ("in training", "in evaluation"):
             logits = logits_of(f"{who}, {how}", private.train(how == "in training"), given)
-            other = f"the model returns {logits.shape[1]} classes, not {classes}"
-            fixed = "its logits have no gradient by the image, so that nothing can be attacked"
-            refuse(who, {other: logits.shape[1] != classes, fixed: not logits.requires_grad})
+            if (found := logits.shape[1]) != classes:
+                raise InputError(f"{who}: the model returns {found} classes, not {classes}")
+            if not logits.requires_grad:
+                raise InputError(
+                    f"{who}: its logits have no gradient by the image, so that nothing can be "
+                    "attacked"
+                )
         admitted(f"{who}, in evaluation", private, images)
 
 

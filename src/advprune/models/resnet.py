@@ -12,11 +12,7 @@ from torch import nn
 
 from advprune.core.networks import BLOCKS
 from advprune.models.foreign import Foreign
-from advprune.models.spec import ModelSpec, Normalize, Site
-
-
-def _conv3x3(fan_in: int, fan_out: int, stride: int) -> nn.Conv2d:
-    return nn.Conv2d(fan_in, fan_out, 3, stride=stride, padding=1, bias=False)
+from advprune.models.spec import ModelSpec, Normalize, Site, convolution
 
 
 class BasicBlock(nn.Module):
@@ -24,14 +20,14 @@ class BasicBlock(nn.Module):
 
     def __init__(self, fan_in: int, fan_out: int, stride: int, inner: int) -> None:
         super().__init__()
-        self.conv1 = _conv3x3(fan_in, inner, stride)
+        self.conv1 = convolution(fan_in, inner, stride=stride)
         self.bn1 = nn.BatchNorm2d(inner)
         self.act1 = Site()
-        self.conv2 = _conv3x3(inner, fan_out, 1)
+        self.conv2 = convolution(inner, fan_out)
         self.bn2 = nn.BatchNorm2d(fan_out)
         self.shortcut = nn.Sequential()
         if stride != 1 or fan_in != fan_out:
-            project = nn.Conv2d(fan_in, fan_out, 1, stride=stride, bias=False)
+            project = convolution(fan_in, fan_out, 1, stride)
             self.shortcut = nn.Sequential(project, nn.BatchNorm2d(fan_out))
         self.act2 = Site()
 
@@ -50,7 +46,7 @@ class ResNet(nn.Module):
         self.spec, blocks = spec, BLOCKS[spec.architecture]
         self.normalize = Normalize(spec.mean, spec.std)
         stem, widths = spec.streams[0], spec.blocks
-        self.conv1 = _conv3x3(spec.channels, stem, 1)
+        self.conv1 = convolution(spec.channels, stem)
         self.bn1 = nn.BatchNorm2d(stem)
         self.act1 = Site()
         sizes = zip(pairwise((stem, *widths)), spec.inner or widths, strict=True)

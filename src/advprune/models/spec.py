@@ -120,6 +120,11 @@ class ModelSpec(BaseModel):
         return self
 
 
+def convolution(fan_in: int, fan_out: int, side: int = 3, stride: int = 1) -> nn.Conv2d:
+    """A convolution without bias that keeps height and width, up to its stride. side: odd."""
+    return nn.Conv2d(fan_in, fan_out, side, stride, padding=side // 2, bias=False)
+
+
 class Normalize(nn.Module):
     """`(x - mean) / std` per channel, inside the model, so that budgets are in pixels. The
     constants come from the spec and are not stored as tensors."""

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from advprune.core.errors import InputError, UserError, arisen
-from advprune.models.border import MANY, refuse
+from advprune.models.border import MANY
 from advprune.models.stochastic import is_randomized
 
 Answer = Callable[[torch.Tensor], Any]
@@ -50,23 +50,24 @@ class Target(nn.Module):
 
     def with_twin(self, twin: nn.Module | None) -> "Target":
         """The same target with that twin; InputError where the twin draws at random."""
-        random = twin is not None and is_randomized(twin)
-        refuse("target", {"its twin draws at random": random})
+        if twin is not None and is_randomized(twin):
+            raise InputError("target: its twin draws at random")
         return Target(self.answer, self.classes, twin, labels=self.labels, shares=self.shares)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         said = asked(self.answer, x)
         shape = (len(x),) if self.labels else (len(x), self.classes)
-        fault = f"it answers {list(said.shape)} to {len(x)} images, and {list(shape)} before"
-        refuse("target", {fault: said.shape != shape})
+        if said.shape != shape:
+            found = f"{list(said.shape)} to {len(x)} images, and {list(shape)} before"
+            raise InputError(f"target: it answers {found}")
         if self.labels:
-            inside = bool(((said >= 0) & (said < self.classes)).all())
-            refuse("target", {f"it answers a label that is none of {self.classes}": not inside})
+            if not ((said >= 0) & (said < self.classes)).all():
+                raise InputError(f"target: it answers a label that is none of {self.classes}")
             said = F.one_hot(said.long(), self.classes)
         said = said.to(x)
         if self.shares:
-            inside = bool(((said >= -SLACK) & (said <= 1 + SLACK)).all())
-            refuse("target", {"it answers probabilities, and now other numbers": not inside})
+            if not ((said >= -SLACK) & (said <= 1 + SLACK)).all():
+                raise InputError("target: it answers probabilities, and now other numbers")
             said = said.clamp_min(LEAST).log()
         return said
 
@@ -98,14 +99,15 @@ def target_of(answer: Answer, images: torch.Tensor, classes: int = 0) -> Target:
     few = images[:MANY].cpu()
     said = asked(answer, few)
     labels = said.ndim == 1
-    fault = f"it answers {list(said.shape)} to {len(few)} images; give [N, classes] or labels [N]"
-    fits = said.ndim in (1, 2) and len(said) == len(few) and (labels or said.shape[1] > 1)
-    refuse("target", {fault: not fits})
-    refuse("target", {"it answers NaN or infinite scores": not bool(said.isfinite().all())})
-    whole = not labels or bool(((said == said.floor()) & (said >= 0)).all())
-    refuse("target", {"it answers one number an image, and no whole one; give labels": not whole})
-    again = torch.equal(asked(answer, few), said)
-    refuse("target", {"it answers the same images differently from call to call": not again})
+    if not (said.ndim in (1, 2) and len(said) == len(few) and (labels or said.shape[1] > 1)):
+        found = f"{list(said.shape)} to {len(few)} images; give [N, classes] or labels [N]"
+        raise InputError(f"target: it answers {found}")
+    if not said.isfinite().all():
+        raise InputError("target: it answers NaN or infinite scores")
+    if labels and not ((said == said.floor()) & (said >= 0)).all():
+        raise InputError("target: it answers one number an image, and no whole one; give labels")
+    if not torch.equal(asked(answer, few), said):
+        raise InputError("target: it answers the same images differently from call to call")
     if labels:
         return Target(answer, max(classes, int(said.max()) + 1), labels=True)
     inside = said.is_floating_point() and bool(((said >= 0) & (said <= 1)).all())

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from advprune.core.device import device_of, full_precision
-from advprune.core.errors import UserError
-from advprune.models.border import check_images, compressible, refuse
+from advprune.core.errors import InputError, UserError
+from advprune.models.border import check_images, compressible
 from advprune.models.fold import fold_batchnorm
 from advprune.models.insert import watched
 from advprune.models.quantized import QuantizedLayer, float_layers, twin
@@ -45,7 +45,8 @@ def calibrated(
     """The folded float network, with the quantized form's spec, and by name the integer layers that
     are to replace its own: their input ranges are set, from what the float layers receive on
     `images`, and their weights are not."""
-    refuse("quantize", {f"bits: {bits!r} is not from 2 to 8": bits not in range(2, 9)})
+    if bits not in range(2, 9):
+        raise InputError(f"quantize: bits: {bits!r} is not from 2 to 8")
     check_images("quantize", images)
     model = compressible("quantize", model, images)
     float_layers(model)  # before folding, which looks through wrapped layers

@@ -24,7 +24,7 @@ from advprune.core.train_settings import GrowthSettings, RecipeSettings, TrainSe
 from advprune.models.backward import straight_through
 from advprune.models.binary import Latent, begin_epoch, latent
 from advprune.models.resnet import ResNet, initialize
-from advprune.models.spec import ModelSpec
+from advprune.models.spec import ModelSpec, convolution
 from advprune.training.inputs import Inputs
 from advprune.training.standard import History, Row, train
 
@@ -110,8 +110,7 @@ class SuperNet(nn.Module):
         block: Any = network.get_submodule("layer1.0")
         if not len(block.shortcut):
             before, after = block.conv1.in_channels, block.conv2.out_channels
-            project = nn.Conv2d(before, after, 1, bias=False)
-            block.shortcut = nn.Sequential(project, nn.BatchNorm2d(after))
+            block.shortcut = nn.Sequential(convolution(before, after, 1), nn.BatchNorm2d(after))
         initialize(network, torch.Generator().manual_seed(seed))
         self.network = latent(network)
         generator = torch.Generator().manual_seed(salted(seed, "gates"))

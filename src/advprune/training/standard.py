@@ -9,7 +9,7 @@ torch averages the gradients, and batch-norm takes the statistics of a share.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,20 +35,6 @@ STARTS = 1 << 60  # keeps the seeds of random starts apart from those of orders
 
 
 @dataclass
-class _Run:
-    """What changes while training, besides the model."""
-
-    network: nn.Module  # the model as gradients are taken of it, averaged over processes
-    folded: Following | None  # a quicker form of it to attack, where there is one
-    images: torch.Tensor
-    labels: torch.Tensor
-    parts: dict[str, Any]  # all that keeps a state, by name
-    history: History = field(default_factory=list)
-    best: dict[str, torch.Tensor] | None = None  # to be returned, where epochs are chosen between
-    replayed: Replayed | None = None  # on a GPU, a form that is quicker still to attack
-
-
-@dataclass(frozen=True)
 class Trainer:
     """Trains `model` in place on uint8 images `[N, C, H, W]` and labels `[N]`, or probabilities
     `[N, K]` in their place.
@@ -76,6 +62,12 @@ class Trainer:
     # Parameters with a weight decay or rate of their own, as SGD takes them.
     groups: Sequence[dict[str, Any]] = ()
 
+    def __post_init__(self) -> None:
+        """Nothing is trained yet."""
+        self.history: History = []
+        self.best: dict[str, torch.Tensor] | None = None  # where epochs are chosen between
+        self.replayed: Replayed | None = None  # on a GPU, what is attacked
+
     @property
     def method(self) -> Method:
         """The recipe at this profile's budget."""
@@ -95,79 +87,76 @@ class Trainer:
         number.
         """
         channels_last(self.model)
-        run = self._begin()
+        self._begin()
         state = distributed.from_main(lambda: load_state(self.state_path))
         if state is not None:  # that of the first process, for all
-            for name, part in run.parts.items():
+            for name, part in self.parts.items():
                 part.load_state_dict(state[name])
-            run.history.extend(state["history"])
-            run.best = state["best"]
-        history, per_epoch = run.history, self._batches(len(run.images))
-        with progress("train, batches", self.epochs * per_epoch) as advance:
-            advance(len(history) * per_epoch)
+            self.history, self.best = state["history"], state["best"]
+        history = self.history
+        with progress("train, batches", self.epochs * self.batches) as advance:
+            advance(len(history) * self.batches)
             while len(history) < self.epochs and not self.finished(history):
                 self.before_epoch(len(history))
-                history.append(self._epoch(run, advance) | self.measure())
-                self._judge(run)
+                history.append(self._epoch(advance) | self.measure())
+                self._judge()
                 if distributed.is_main():
-                    kept = {name: part.state_dict() for name, part in run.parts.items()}
-                    kept |= {"history": history, "best": run.best}
+                    kept = {name: part.state_dict() for name, part in self.parts.items()}
+                    kept |= {"history": history, "best": self.best}
                     save_state(self.state_path, kept)
                 self.after_epoch(history)
-        if run.best:
-            self.model.load_state_dict(run.best)
+        if self.best:
+            self.model.load_state_dict(self.best)
         self.model.to(memory_format=torch.contiguous_format).eval()
         return history
 
-    def _begin(self) -> _Run:
+    def _begin(self) -> None:
         settings, model, own = self.settings, self.model, self.groups
-        images, labels = (t.to(device_of(model)) for t in self.train)
+        self.images, self.labels = (t.to(device_of(model)) for t in self.train)
         apart = {id(parameter) for group in own for parameter in group["params"]}
         rest = [p for p in model.parameters() if id(p) not in apart]
         groups = [{"lr": settings.lr} | group for group in ({"params": rest}, *own)]
-        rates, steps = [group["lr"] for group in groups], self.epochs * self._batches(len(images))
         decay, momentum = settings.weight_decay, settings.momentum
         optimizer = SGD(groups, settings.lr, momentum, weight_decay=decay, nesterov=momentum > 0)
-        schedule = OneCycleLR(optimizer, rates, total_steps=max(steps, 2), cycle_momentum=False)
-        folded = Following.of(model) if self.method.attacks else None
-        return _Run(
-            network=distributed.parallel(model),
-            folded=folded,
-            images=images,
-            labels=labels,
-            parts={"model": model, "optimizer": optimizer, "schedule": schedule},
-        )
+        rates, steps = [group["lr"] for group in groups], max(self.epochs * self.batches, 2)
+        schedule = OneCycleLR(optimizer, rates, total_steps=steps, cycle_momentum=False)
+        # All that keeps a state.
+        self.parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "schedule": schedule}
+        # Gradients are averaged over processes; attacks take a quicker form, where there is one.
+        self.network = distributed.parallel(model)
+        self.folded = Following.of(model) if self.method.attacks else None
 
-    def _batches(self, n: int) -> int:
+    @property
+    def batches(self) -> int:
         """Batches per epoch; a last one of a single image is left out (batch-norm needs two)."""
-        whole, rest = divmod(n, self.settings.batch)
+        whole, rest = divmod(len(self.train[0]), self.settings.batch)
         return max(whole + (rest > 1), 1)
 
-    def _epoch(self, run: _Run, advance: Callable[[int], None]) -> Row:
-        epoch, n, device = len(run.history), len(run.images), run.images.device
+    def _epoch(self, advance: Callable[[int], None]) -> Row:
+        epoch, device = len(self.history), self.images.device
         seed = self.seed * 1_000_003 + epoch
         generator = torch.Generator(device).manual_seed(seed)
         starts = torch.Generator(device).manual_seed(STARTS + (distributed.rank() << 52) + seed)
-        order = torch.randperm(n, generator=generator, device=device)
-        batches = order.split(self.settings.batch)[: self._batches(n)]
+        order = torch.randperm(len(self.images), generator=generator, device=device)
+        batches = order.split(self.settings.batch)[: self.batches]
         usual = "bfloat16" if device.type == "cuda" else "float32"
         precision = usual if self.settings.precision == "auto" else self.settings.precision
         self.model.train()
         steps: list[tuple[torch.Tensor, torch.Tensor, int]] = []  # read at the end: no GPU waits
         for index, rows in enumerate(batches):
-            x = augment(run.images[rows], self.settings.flip, self.settings.crop, generator)
+            x = augment(self.images[rows], self.settings.flip, self.settings.crop, generator)
             own = distributed.share(len(rows))
-            x, y = (x / 255)[own], run.labels[rows][own]
+            x, y = (x / 255)[own], self.labels[rows][own]
             with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-                attacked = run.folded.refresh() if run.folded else self.model
-                if run.folded and x.is_cuda and distributed.processes() == 1:
-                    attacked = run.replayed = run.replayed or Replayed(attacked, x)
+                attacked = self.folded.refresh() if self.folded else self.model
+                if self.folded and x.is_cuda and distributed.processes() == 1:
+                    attacked = self.replayed = self.replayed or Replayed(attacked, x)
                 crafted = self.method.craft(attacked, x, y, starts)
-                loss, logits = self.method.loss(run.network, x, crafted, y)
-            run.parts["optimizer"].zero_grad()
+                loss, logits = self.method.loss(self.network, x, crafted, y)
+            self.parts["optimizer"].zero_grad()
             loss.backward()
-            run.parts["optimizer"].step()
-            run.parts["schedule"].step()
+            self.parts["optimizer"].step()
+            self.parts["schedule"].step()
             distributed.agree(self.model)
             self.after_step(self.model)
             classes = y if y.ndim == 1 else y.argmax(1)
@@ -187,24 +176,20 @@ class Trainer:
             "train_accuracy": round(total_right / seen, 4),
         }
 
-    def _judge(self, run: _Run) -> None:
+    def _judge(self) -> None:
         """Complete the last row of the history, and keep the weights where they are the best."""
-        row, model = run.history[-1], self.model
+        row, model = self.history[-1], self.model
         if self.val is not None:
             row["val_accuracy"] = round(accuracy(model, *self.val), 4)
         if self.val is not None and self.method.attacks:
             attacked = self.method.probe(model, *self.val)
             row["val_robust_accuracy"] = round(accuracy(model, attacked, self.val[1]), 4)
-            if row["val_robust_accuracy"] >= max(r["val_robust_accuracy"] for r in run.history):
-                run.best = {name: t.clone() for name, t in model.state_dict().items()}
+            if row["val_robust_accuracy"] >= max(r["val_robust_accuracy"] for r in self.history):
+                self.best = {name: t.clone() for name, t in model.state_dict().items()}
 
 
 def train(
-    model: nn.Module,
-    inputs: Inputs,
-    settings: TrainSettings,
-    recipe: RecipeSettings,
-    **fields: Any,
+    model: nn.Module, inputs: Inputs, settings: TrainSettings, recipe: RecipeSettings, **fields: Any
 ) -> History:
     """Train `model` in place, from scratch; returns its history. fields: of `Trainer`, in place of
     what `inputs` says or besides."""
