@@ -237,7 +237,7 @@ def test_the_section_by_hand():
     found = kinds.set_index(["model", "corruption"])
     assert found.difference["E-standard", "jpeg"] == pytest.approx(-6 / N)
     assert found.p["E-standard", "contrast"] == 1
-    curve = shown.over_severity(run, shown.records_of(run))
+    curve = shown.over_severity(shown.records_of(run))
     assert curve[curve.model == "dense-standard"].accuracy.tolist() == pytest.approx(
         [1 - 2 * severity / N for severity in (0, *SEVERITIES)]
     )

@@ -15,7 +15,7 @@ from advprune.core.fit import Fit
 from advprune.core.params import load
 from advprune.core.settings import yaml_of
 from advprune.data import load_split, prepare, save_split, to_float
-from advprune.evaluate.deployed import twin_agreement
+from advprune.evaluate.deployed import target_agreement
 from advprune.evaluate.probes import by_answers
 from advprune.models.checkpoint import save_model
 from advprune.models.onnx_file import OnnxFile, export_onnx, files_of, fit_of, weight_facts
@@ -279,7 +279,7 @@ def test_one_altered_scale_makes_the_verdict_suspect(folder, tmp_path):
         source = load_model(folder / f"{beside}.safetensors")
         for name in SCALES:
             target = target_of(OnnxFile(folder / altered(folder, name), (1, 8, 8)), x)
-            assert twin_agreement(target.with_twin(source), x) < 0.99, name
+            assert target_agreement(target.with_twin(source), x) < 0.99, name
     found = evaluated(tmp_path, scale=1.3)
     assert found.verdict.level == "suspect"
     assert [check.name for check in found.verdict.against] == ["twin"]

@@ -29,7 +29,7 @@ from advprune.data.split import sha256_of
 from advprune.defaults import defaults
 from advprune.evaluate.corruptions import KINDS
 from advprune.evaluate.craft import Work
-from advprune.evaluate.deployed import twin_agreement
+from advprune.evaluate.deployed import target_agreement
 from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
 from advprune.evaluate.statistics import Rate, median_distance
 from advprune.evaluate.suite import Suite
@@ -209,7 +209,7 @@ def measured(
         files = [file for one in subjects[: len(models) + 1] for file in one.files]
         if isinstance(network, Target) and (beside := twin.network if twin else parent) is not None:
             network, files = network.with_twin(beside), files + (twin.files if twin else [])
-            card = card | {"twin_agreement": round(twin_agreement(network, images), 4)}
+            card = card | {"twin_agreement": round(target_agreement(network, images), 4)}
             above = None if beside is parent else parent
         parts = Parts(place, name, facts | {"known": subject.known}, files=files)
         suite = Suite(images, split.labels, profile, params.attack, params.seed, parts, above)

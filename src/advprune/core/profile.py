@@ -86,12 +86,12 @@ class Profile(Settings):
                 if self.attacks[name].method != "pgd":
                     raise ValueError(f"suite.{kind}: {name!r} is no attack of the PGD engine")
         for name in self.attacks:
-            self._check_order(name)
+            self.check_order(name)
         if taken := set(RESERVED) & set(self.attacks):
             raise ValueError(f"attacks: the name {taken.pop()!r} is taken by the pipeline itself")
         return self
 
-    def _check_order(self, name: str) -> None:
+    def check_order(self, name: str) -> None:
         """ValueError where an attack could not come `after` another, or not work `within` what that
         has found, in a suite that has it."""
         attack, place = self.attacks[name], f"attacks.{name}"

@@ -36,7 +36,7 @@ def attacks_on(target: Target, profile: Profile, main: str) -> dict[str, Attack]
     return found
 
 
-def twin_agreement(target: Target, images: Tensor) -> float:
+def target_agreement(target: Target, images: Tensor) -> float:
     """The share of images that a target and its twin answer alike: by the same class and, where
     the target gives scores, by nearly the same margin of that class over the others.
 

@@ -21,7 +21,7 @@ def corruptions(run: Run) -> Parts:
         return
     first = next(iter(records.values()))
     kinds, n = list(first.corruption.unique()), first["index"].nunique()
-    marks, axes = over_severity(run, records), ("severity", "accuracy", "model")
+    marks, axes = over_severity(records), ("severity", "accuracy", "model")
     yield Part(
         "Accuracy on corrupted images",
         f"{len(kinds)} corruptions at severities {SEVERITIES[0]} to {SEVERITIES[-1]}, n = {n} test "
@@ -73,10 +73,10 @@ def by_severity(run: Run, records: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def over_severity(run: Run, records: dict[str, pd.DataFrame]) -> pd.DataFrame:
+def over_severity(records: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """One row per model and severity; severity 0 is the clean image."""
     return pd.DataFrame(
-        {"model": name, "family": run.model(name).family, "severity": severity} | found
+        {"model": name, "severity": severity} | found
         for name, table in records.items()
         for severity, found in severities(table)
     )

@@ -53,7 +53,7 @@ def curve(run: Run, model: Model) -> pd.DataFrame:
     """The security curve of a model, from its distances."""
     found = run.distances(model)
     return pd.DataFrame(
-        {"model": model.name, "family": model.family, "eps_axis": float(eps)}
+        {"model": model.name, "eps_axis": float(eps)}
         | rated("accuracy", rate(found > eps + ROUNDING * (eps > 0)))
         for eps in np.linspace(0, 2 * run.main_attack.eps, POINTS)
     )

@@ -36,22 +36,16 @@ def transfer(run: Run) -> Parts:
 
 
 def matrix(run: Run) -> pd.DataFrame:
-    """One row per source and target under the main attack; own images are white-box.
-
-    success_rate counts only images that source and target both classify correctly when clean.
-    """
-    sources = {source for model in run.models for source, _ in model.transfers}
-    own = {model.name: model.attack(run.main) for model in run.models if model.name in sources}
-    own |= {name: table for (name, attack), table in run.attackers.items() if attack == run.main}
-    rows = []
-    for source, crafted in own.items():
-        for model in run.models:
-            if len(records := model.transferred(run.main, source)):
-                row = {"source": source, "target": model.name, "n": len(records)}
-                row |= rated("accuracy", remnant_accuracy(records))
-                success = transfer_success(records, crafted)
-                rows.append(row | {"success_rate": success.value})
-    return pd.DataFrame(rows)
+    """One row per source and target under the main attack; own images are white-box."""
+    used = {source for model in run.models for source, _ in model.transfers}
+    sources = [model.name for model in run.models if model.name in used]
+    sources += [name for name, attack in run.attackers if attack == run.main]
+    return pd.DataFrame(
+        {"source": source, "target": model.name, "accuracy": remnant_accuracy(records).value}
+        for source in sources
+        for model in run.models
+        if len(records := model.transferred(run.main, source))
+    )
 
 
 def scenarios(run: Run) -> pd.DataFrame:
