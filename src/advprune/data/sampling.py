@@ -9,7 +9,7 @@ def interleaved(labels: torch.Tensor, seed: int) -> torch.Tensor:
     """Return an order (int64 [N]) of `labels` (int64 [N]) whose every beginning is stratified.
 
     Among the first n, each class has its share of n to within one image where classes are about
-    equally large. Within a class the order is drawn. The same arguments give the same order.
+    equally large. Within a class the order is drawn.
     """
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     drawn = labels[order]
@@ -23,8 +23,8 @@ def interleaved(labels: torch.Tensor, seed: int) -> torch.Tensor:
 def stratified_subset(labels: torch.Tensor, n: int, seed: int) -> torch.Tensor:
     """Return n sorted indices (int64 [n]) into `labels` (int64 [N]), drawn class by class.
 
-    Class counts are in proportion, by largest remainder, ties to the lower label. The same
-    arguments give the same indices. Raises UserError unless 1 <= n <= N.
+    Class counts are in proportion, by largest remainder, ties to the lower label. UserError unless
+    1 <= n <= N.
     """
     total = len(labels)
     if not 1 <= n <= total:

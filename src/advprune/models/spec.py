@@ -4,12 +4,13 @@ from operator import not_
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import nn
 
 from advprune.core.errors import InputError
 from advprune.core.fit import Fit
 from advprune.core.networks import BLOCKS, Network, Options, check_count, is_factory, is_library
+from advprune.core.settings import Settings
 
 Where = Literal["relu", "conv"]
 INSIDE = "network"  # the name of a foreign network in what is built around it
@@ -19,28 +20,25 @@ Size = Annotated[int, Field(ge=1, le=2**24)]
 UNSAID = Field(exclude_if=not_)  # left out of the stored text where it is false or empty
 
 
-class LayerSpec(BaseModel):
+class LayerSpec(Settings):
     """Layers of one kind that a family put in: behind every ReLU, or behind every convolution."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     kind: str
     settings: dict[str, Any] = {}
     where: Where = "relu"
 
 
-class QuantizationSpec(BaseModel):
+class QuantizationSpec(Settings):
     """Every convolution and linear layer works on integers of this many bits, except those that are
     `left` in floating point, by name."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     bits: int = Field(ge=2, le=8)
     left: Annotated[tuple[str, ...], UNSAID] = ()
 
 
-class ModelSpec(BaseModel):
+class ModelSpec(Settings):
     """A network, whole: architecture, sizes, normalization, inserted layers, bits."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     architecture: Network
     # Of this library's networks; 0 in others, whose makers are called with `options`.
     width: Annotated[int, Field(ge=0, le=1024), UNSAID] = 0

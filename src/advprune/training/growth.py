@@ -16,10 +16,10 @@ from itertools import chain, pairwise
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from advprune.core.device import salted
+from advprune.core.settings import Settings
 from advprune.core.train_settings import GrowthSettings, RecipeSettings, TrainSettings
 from advprune.models.backward import straight_through
 from advprune.models.binary import Latent, begin_epoch, latent
@@ -32,13 +32,12 @@ LEAST, MOST = -10, -2  # tenths: where the logits of channels beyond the base ne
 RISING = 0.3  # share of the epochs in which rates still rise: gates at rest may still move
 
 
-class Grown(BaseModel):
+class Grown(Settings):
     """What growth found: `stages` and `inner` of a ModelSpec, and one row per epoch.
 
     base: the channels of the base network, those of its stages first.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     stages: tuple[int, ...]
     inner: tuple[int, ...]
     base: tuple[int, ...]
