@@ -14,6 +14,7 @@ from advprune.attacks.cost import Cost
 from advprune.attacks.engine import attack_copy
 from advprune.attacks.losses import margin
 from advprune.attacks.minimum_norm import MinimumNormSettings, minimum_norm
+from advprune.attacks.opening import expected_gradient
 from advprune.core.attack_settings import AttackSettings
 from advprune.evaluate.craft import Work, craft
 from advprune.models.backward import RULES, set_backward
@@ -23,7 +24,7 @@ from advprune.models.spec import ModelSpec, attach
 from advprune.pruning.feature_maps import Clamp, Round
 from advprune.pruning.hydra import attach_scores
 from advprune.quantization.post_training import quantize
-from conftest import make_network
+from conftest import grey_images, make_network
 
 
 def test_pixels_by_hand_and_within_the_budget():
@@ -67,6 +68,14 @@ def test_a_folded_form_is_its_model_and_follows_it(digits, architecture):
     expected, found = model(digits[0]), folded(digits[0])
     assert (expected - found).abs().max() < 1e-4 * expected.abs().max()
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+
+
+def test_gradients_and_logits_of_several_draws_are_their_means(linear):
+    """Of a model whose draws are all alike."""
+    images, labels = grey_images(4)
+    one, four = (expected_gradient(linear, images, labels, margin, draws) for draws in (1, 4))
+    assert torch.allclose(one[0], four[0]) and torch.allclose(one[1], four[1], atol=1e-5)
+    assert torch.allclose(four[1], linear(images), atol=1e-5)
 
 
 def sharing():

@@ -14,8 +14,8 @@ from bits import Noisy, hamming, replay
 from torch import nn
 
 from advprune.attacks import bitflip
-from advprune.attacks.bit_search import TYPES, random_bits, random_flips, rank
-from advprune.attacks.flip_objective import LEAK
+from advprune.attacks.bit_search import TYPES, _Run, random_bits, random_flips, rank
+from advprune.attacks.flip_objective import LEAK, FlipOptions
 from advprune.attacks.rerun import rerun
 from advprune.attacks.stored_bits import Flip, StoredModel, decode, encode, place_values, store
 
@@ -98,6 +98,15 @@ def test_twos_complement_round_trip_of_all_integers(bits):
     for code, value in zip(codes.tolist(), q.tolist(), strict=True):
         held = [v for i, v in enumerate(place_values(bits)) if code >> i & 1]
         assert sum(held) == value
+
+
+def test_a_bit_that_is_flipped_back_is_no_difference():
+    before, run = store(tiny(), 4), _Run(store(tiny(), 4), None, FlipOptions())
+    one, other = Flip("0", 3, 1), Flip("3", 0, 2)
+    for flip in (one, other, one):
+        run.commit([flip])
+    found = run.trace("budget")
+    assert found.table.hamming.tolist() == [1, 2, 1] and hamming(before, found.stored) == 1
 
 
 def test_one_bit_is_the_sign_by_hand():

@@ -37,7 +37,7 @@ def dense():
 @pytest.fixture(scope="module")
 def pair():
     """Test images and labels."""
-    limits = {"train_limit": 10, "test_limit": 24}
+    limits = {"train_limit": 10, "test_limit": 48}
     test = prepare(PARAMS.active().data.model_copy(update=limits))["test"]
     return test.images / 255, test.labels
 
