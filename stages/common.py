@@ -1,5 +1,6 @@
 """What every stage script shares: the library on the path, places of files, one-line errors."""
 
+import json
 import os
 import sys
 from contextlib import AbstractContextManager
@@ -105,9 +106,10 @@ class Workspace:
             with atomic(path) as temporary:
                 table.to_parquet(temporary, index=False)
 
-    def given(self, name: str, image_shape: tuple[int, int, int]) -> bool:
+    def given(self, name: str, setting: Any, image_shape: tuple[int, int, int]) -> bool:
         """Save a model whose file the profile gives, with what the card beside that says of how it
-        was made (`<name>.json`); False where none is given, and it has to be made."""
+        was made (`<name>.json`); False where none is given, and it has to be made. UserError where
+        the card says another setting than that of this run."""
         from advprune.core.files import read_json
         from advprune.models.card import NO_FACTS
         from advprune.models.checkpoint import load_model
@@ -116,9 +118,15 @@ class Workspace:
         if (weights := self.profile.model.weights.get(name)) is None:
             return False
         path = expected(weights.path, weights.sha256)
-        card = read_json(path.with_name(f"{name}.json"))
+        card = read_json(place := path.with_name(f"{name}.json"))
         if missing := [key for key in NO_FACTS if key not in card]:
-            raise UserError(f"{path.with_name(name)}.json is no card of a model: no {missing[0]}")
+            raise UserError(f"{place} is no card of a model: no {missing[0]}")
+        if card["setting"] != json.loads(json.dumps(setting)):
+            where = f"profiles.{self.params.profile}.model.weights"
+            raise UserError(
+                f"{path} was made with {card['setting']}, not with {setting}; take {name} out of "
+                f"{where}, and it is made anew"
+            )
         model = load_model(path, self.profile.model.factory)
         self.save(name, model, {key: card[key] for key in NO_FACTS}, image_shape=image_shape)
         return True

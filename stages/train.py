@@ -29,7 +29,8 @@ def train(
         parent = workspace.entry(name, "train").of
         files.append(workspace.run(parent))
     splits = workspace.splits("train", "val")
-    if name in params.models and workspace.given(name, splits["train"].shape):
+    setting = params.setting(name).model_dump(exclude_none=True)
+    if parent and workspace.given(name, setting, splits["train"].shape):
         return
     settings = workspace.profile.model_dump(include={"model", "train"})
     with workspace.unfinished(settings, params.setting(name).model_dump(), files=files) as state:

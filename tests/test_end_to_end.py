@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from workspace import ROOT, TINY, change, copy_pipeline, git, made_here, run, stage
+from workspace import GAP, ROOT, TINY, change, copy_pipeline, git, made_here, run, stage
 
 from advprune.core.errors import UserError
 from advprune.core.files import sha256_of
@@ -173,6 +173,9 @@ def test_models_are_taken_from_the_files_that_the_profile_gives(folder, tmp_path
         for file in ("model.safetensors", "model.json"):
             place = f"runs/digits/{name}/{file}"
             assert (other / place).read_bytes() == (folder / place).read_bytes()
+    change(other, {"prune/GAP_layer": GAP | {"compression": 3}})
+    assert stage(other, "prune", "GAP_layer-standard") != 0
+    assert "take GAP_layer-standard out of profiles.digits.model.w" in capsys.readouterr().err
     card = other / "weights/GAP_int8/GAP_int8.json"
     card.write_text("{}")
     assert stage(other, "quantize", "GAP_int8") != 0
