@@ -23,7 +23,11 @@ def setup(threads: int | None = None) -> torch.device:
 
     The CPU's are deterministic as they are, and asking for it costs a second of imports.
     """
-    keep_memory()
+    # Keep freed memory for the next tensor; else a feature map of some megabytes is given back and
+    # fetched anew, page by page, in every layer.
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(M_MMAP_THRESHOLD, 1 << 25)  # the most that is allowed
+        libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
     if threads:
         torch.set_num_threads(threads)
     if torch.cuda.is_available():
@@ -70,14 +74,6 @@ def full_precision() -> Iterator[None]:
     finally:
         for kind, allowed in zip(kinds, before, strict=True):
             kind.allow_tf32 = allowed
-
-
-def keep_memory() -> None:
-    """Keep freed memory for the next tensor, where the C library can be asked to; else a feature
-    map of some megabytes is given back and fetched anew, page by page, in every layer."""
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(M_MMAP_THRESHOLD, 1 << 25)  # the most that is allowed
-        libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def salted(seed: int, *words: str) -> int:
