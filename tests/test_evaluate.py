@@ -287,7 +287,7 @@ def test_distances_are_the_smallest_found_and_agree_with_robust_accuracy():
     sizes = np.linspace(0.01, 0.4, N)
     search = planted_rows("distance", sizes > EPS).assign(distance=sizes)
     weak = planted_rows("weak", planted(N - 5), eps=0.005)  # fools the last five with less
-    wrong = planted_rows("clean", planted(N), clean=N).assign(linf=0.0)
+    wrong = planted_rows("clean", planted(N), clean=N)
     wrong.loc[wrong["index"] == 7, ["clean_pred", "adv_pred", "chosen_margin"]] = [-1, -1, -1.0]
     search.loc[search["index"] == 7, "clean_pred"] = -1
     found = union(pd.concat([search, weak, wrong]), [], "Linf", EPS)
