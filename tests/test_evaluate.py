@@ -66,6 +66,9 @@ def test_metrics_by_hand():
     # two bins: |1 - 1.9| and |2 - 1.1| over four images
     assert calibration_error(confidence, right) == pytest.approx((0.9 + 0.9) / 4)
     assert calibration_error(np.ones(3), np.ones(3)) == 0.0
+    # In the last two of 15 bins, which must not be one.
+    apart = calibration_error(np.array([0.9, 0.99]), np.array([True, False]))
+    assert apart == pytest.approx((0.1 + 0.99) / 2)
 
 
 @pytest.mark.parametrize(
