@@ -11,8 +11,8 @@ repro: setup  ## run what is out of date of the pipeline and show the results
 # One small network does not keep two cores busy, so a first run makes and attacks the models of both dense
 # networks side by side. What that leaves is run after it, as every later run is, by dvc repro alone.
 	@[ -e runs ] || { $(RUN) -m dvc repro prepare && { \
-	  $(call SIDE,robust,'*@robust' 'model@*robust' 'attack@*robust' study@protocol study@seeds '*@seed1' study@sweep) & \
-	  $(call SIDE,standard,'*@standard' 'model@*standard' 'attack@*standard' 'study@[cf]*'); \
+	  $(call SIDE,robust,'*@robust' 'model@*robust' 'attack@*robust' 'study@seeds*' study@protocol) & \
+	  $(call SIDE,standard,'*@standard' 'model@*standard' 'attack@*standard' '*@seed1' study@sweep 'study@[cf]*'); \
 	  wait; }; }
 	@$(RUN) -m dvc repro
 	@$(RUN) -m advprune leaderboard

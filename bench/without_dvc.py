@@ -4,12 +4,13 @@
     python bench/without_dvc.py run plan.json --processes 12  # there
 
 A stage begins when those that make its dependencies have ended, those that the most others wait for
-first. One whose outputs are all there is not run again, so that the same command goes on where it
-was stopped. Logs and seconds are kept in `timings/stages/`.
+first. One that has ended well is not run again, so that the same command goes on where it was
+stopped. Logs, and what has ended, are kept in `timings/stages/`; remove that to begin anew.
 """
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -63,60 +64,72 @@ def run(
     seconds: Annotated[float, typer.Option(help="After these, stages are killed.")] = float("inf"),
     leave: Annotated[str, typer.Option(help="Stages not to run: parts of names, by commas.")] = "",
 ) -> None:
-    """Run the stages whose outputs are missing; exit status 1 where one failed or was left."""
+    """Run the stages that have not ended well, but for those to leave and what comes after them;
+    exit status 1 where one failed or was stopped."""
     begun, stages = time.monotonic(), json.loads(path.read_text())
-    first, left = waiting(stages), [part for part in leave.split(",") if part]
-    todo = {
-        name
-        for name, stage in stages.items()
-        if not all(Path(out).exists() for out in stage["outs"])
-        and not any(part in name for part in left)
-    }
+    left = [part for part in leave.split(",") if part]
+    dependents, missing = waiting(stages), {name for name in stages if not _mark(name).is_file()}
+    todo = {name for name in missing if not any(part in name for part in left)}
     running: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
     failed: set[str] = set()
     LOGS.mkdir(parents=True, exist_ok=True)
-
-    def start(name: str) -> None:
-        command = stages[name]["command"].replace("python ", f"{sys.executable} ", 1)
-        environment = os.environ | {"DVC_STAGE": f"dvc.yaml:{name}", "PYTHONUNBUFFERED": "1"}
-        with (LOGS / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen(
-                command,
-                shell=True,
-                env=environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        running[name] = process, time.monotonic()
-
-    while (running or todo) and time.monotonic() - begun < seconds:
-        waits = todo | set(running) | failed
-        ready = [name for name in todo if not waits & set(stages[name]["after"])]
-        for name in sorted(ready, key=lambda name: (-first[name], name)):
-            if len(running) < processes:
-                todo.remove(name)
-                start(name)
-        if not running:
-            break
-        time.sleep(0.2)
-        for name, (process, since) in list(running.items()):
-            if process.poll() is not None:
-                del running[name]
-                took, said = time.monotonic() - since, "done"
-                if process.returncode:
-                    failed.add(name)
-                    said = f"FAILED ({process.returncode}, {LOGS / name}.log)"
-                print(
-                    f"{time.monotonic() - begun:6.0f} s: {name} {said} in {took:.1f} s", flush=True
-                )
-    for name, (process, _) in running.items():
-        os.killpg(process.pid, signal.SIGKILL)
-        print(f"{name}: stopped; the same command goes on with it")
+    try:
+        while time.monotonic() - begun < seconds:
+            ready = [name for name in todo if not missing & set(stages[name]["after"])]
+            for name in sorted(ready, key=lambda name: (-dependents[name], name)):
+                if len(running) < processes:
+                    todo.remove(name)
+                    running[name] = _started(name, stages[name]["command"], processes)
+            if not running:
+                break
+            time.sleep(0.2)
+            for name, (process, since) in list(running.items()):
+                if process.poll() is not None:
+                    del running[name]
+                    now, lacking = (
+                        time.monotonic(),
+                        [out for out in stages[name]["outs"] if not Path(out).exists()],
+                    )
+                    if process.returncode or lacking:
+                        failed.add(name)
+                        said = f"FAILED ({process.returncode}, {LOGS / name}.log)"
+                    else:
+                        missing.remove(name)
+                        _mark(name).touch()
+                        said = "done"
+                    print(f"{now - begun:6.0f} s: {name} {said} in {now - since:.1f} s", flush=True)
+    finally:  # after an interrupt, too
+        for name, (process, _) in running.items():
+            os.killpg(process.pid, signal.SIGKILL)
+            print(f"{name}: stopped; the same command goes on with it")
     if todo:
         print(f"not begun: {', '.join(sorted(todo))}")
-    raise typer.Exit(bool(failed or running or todo))
+    raise typer.Exit(bool(failed or running))
+
+
+def _mark(name: str) -> Path:
+    """The file that says that a stage has ended well."""
+    return LOGS / f"{name}.done"
+
+
+def _started(name: str, command: str, processes: int) -> tuple[subprocess.Popen[bytes], float]:
+    """A stage's process in a group of its own, and when it began. Its share of the cores is what
+    the others leave, unless the environment says otherwise."""
+    command = command.replace("python ", f"{shlex.quote(sys.executable)} ", 1)
+    share = {"ADVPRUNE_WORKERS": str(max((os.cpu_count() or 1) // processes, 1))}
+    environment = share | os.environ | {"DVC_STAGE": f"dvc.yaml:{name}", "PYTHONUNBUFFERED": "1"}
+    with (LOGS / f"{name}.log").open("ab") as log:
+        process = subprocess.Popen(
+            command,
+            shell=True,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    return process, time.monotonic()
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     app()

@@ -17,7 +17,14 @@ def settings(profile: ProfileOption = None) -> None:
     have changed since the last time.
     """
     from advprune.core.errors import UserError
-    from advprune.core.files import existing, read_json, referenced, sha256_of, write_json
+    from advprune.core.files import (
+        existing,
+        plain_file,
+        read_json,
+        referenced,
+        sha256_of,
+        write_json,
+    )
 
     workspace = Workspace.open(profile)
     params, active = workspace.params, workspace.profile
@@ -40,6 +47,9 @@ def settings(profile: ProfileOption = None) -> None:
     root, weights = active.data.place, active.model.weights
     pictures = {} if root is None else {root: sha256_of(existing(root))}
     given = {name: sha256_of(referenced(one.path)) for name, one in weights.items()}
+    for name in sorted(set(weights) & set(params.models)):  # files with a card beside them
+        card = referenced(weights[name].path).with_name(f"{name}.json")
+        given[card.name] = sha256_of(plain_file(card, "card"))
     for name in sorted(set(weights) - {*params.recipes, *params.models}):
         print(f"note: model.weights names {name}, which is neither a recipe nor a model here")
     noted = {

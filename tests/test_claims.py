@@ -233,6 +233,23 @@ def test_a_robust_accuracy_in_doubt_reproduces_nothing():
     assert found.reason.startswith("its control's robust accuracy is")
 
 
+@pytest.mark.parametrize(
+    ("lower", "expect"),
+    [("its control's", "no higher"), ("its control's", "equal"), ("its", "equal")],
+)
+def test_within_a_margin_the_lower_one_may_be_lower_still(lower, expect):
+    """A significant difference inside the margin settles nothing if the lower number is a bound."""
+    params = settings()
+    sent = {("dense-standard", attack): 18 for attack in ("field", "momentum")}
+    models = [model("dense-standard", params, {"field": 2})]
+    for name, whose in (("E-standard", "its"), ("S-standard", "its control's")):
+        models.append(model(name, params, {"field": 30}, sent if whose == lower else {}))
+    how = claim(metric="robust", control="S-standard", expect=expect, margin=0.6)
+    (found,) = outcomes(run_of(models, params), how)
+    assert found.test is not None and found.test.p < 0.05
+    assert found.outcome == NOT_HERE and found.reason.startswith(f"{lower} robust accuracy is")
+
+
 def test_points_over_seeds():
     run = versus((30, 31, 32), (10, 11, 12))
     own = {"metric": "robust", "study": "seeds", "model": "H", "control": "L", "effect": 0.1}

@@ -8,6 +8,9 @@ import fnmatch
 import json
 import re
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
@@ -333,9 +336,25 @@ def test_stages_run_side_by_side_in_order_and_go_on_after_a_failure(
     status, said = ended(processes=3, seconds=2)
     assert status and "b FAILED (1, timings/stages/b.log)" in said and "c done" in said
     assert "e: stopped" in said and "not begun: d, model@f" in said and not Path("d").exists()
-    plan["b"]["command"], plan["e"]["command"] = "touch b", "touch e"
-    plan["c"]["command"] = "false"  # its output is there
+    plan["b"]["command"], plan["e"]["command"] = "touch b", "true"
+    plan["c"]["command"] = "false"  # it has ended well before
     Path("plan.json").write_text(json.dumps(plan))
-    status, said = ended(processes=2, leave="model@")
-    assert not status and "c " not in said and Path("d").exists() and not Path("f").exists()
-    assert ended()[0] == 0 and Path("f").read_text() == "f\n"
+    status, said = ended(processes=2, leave="b")
+    assert status and "e FAILED (0" in said and "c " not in said  # it made nothing
+    assert "not begun: d, model@f" in said
+    plan["e"]["command"] = "touch e"
+    Path("plan.json").write_text(json.dumps(plan))
+    assert ended()[0] == 0 and Path("d").exists() and Path("f").read_text() == "f\n"
+
+
+def test_an_interrupt_leaves_no_stage_running(without_dvc, tmp_path):
+    plan = {"a": {"command": "echo $$ > pid; sleep 60", "outs": [], "after": []}}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    words = [sys.executable, without_dvc.__file__, "run", "plan.json"]
+    process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    while not (tmp_path / "pid").is_file() or not (tmp_path / "pid").read_text():
+        time.sleep(0.05)
+    process.terminate()
+    process.wait(20)
+    stat = Path("/proc") / (tmp_path / "pid").read_text().strip() / "stat"
+    assert not stat.is_file() or stat.read_text().split()[2] == "Z"

@@ -104,6 +104,10 @@ class Profile(Settings):
             known = ", ".join(self.attacks)
             raise ValueError(f"{place}.after: {after!r} is not among the attacks ({known})")
         first = self.attacks[after]
+        if after == name:
+            raise ValueError(f"{place}.after: this is the attack itself; leave after out")
+        if attack.within is not None and attack.within <= attack.eps:
+            raise ValueError(f"{place}.within: what lies within the budget is broken; give more")
         if begins and first.method not in FIND_DISTANCES:
             raise ValueError(f"{place}.within: {after} finds no distances; leave within out")
         if begins and attack.method != BEGINS:

@@ -6,7 +6,8 @@ its distances are significantly smaller on the same images (Wilcoxon's signed-ra
 are corrected for all these tests together (Holm). A verdict may not get worse or be unknown, a
 model may not vanish, and images and settings may not change, unless that is allowed by name.
 With a margin, a model passes only where a larger loss is ruled out (`report.margin`). Numbers of a
-model in doubt are upper bounds: to be lower than they were is no fall, and they keep no margin.
+model in doubt are upper bounds: for one that can be trusted now it is no fall to be lower than they
+were, and one that is in doubt now keeps no margin.
 """
 
 import re
@@ -22,7 +23,7 @@ from advprune.core.params import FILE, Params
 from advprune.core.settings import yaml_of
 from advprune.evaluate.compare import Compared, Comparison, compare_hits
 from advprune.evaluate.distances import compare_distances
-from advprune.evaluate.verdict import LEVELS
+from advprune.evaluate.verdict import LEVELS, RELIABLE
 from advprune.report import formats
 from advprune.report.formats import NOTHING, listed, p_text, p_value, percent
 from advprune.report.margin import Rules, least, loss, nearer
@@ -70,6 +71,12 @@ class Row:
         """Whether it fell, by a test, from numbers that were upper bounds only."""
         tests = self.tests.values()
         return any(t.p < alpha and t.direction < 0 and t.rests_on_bound for t in tests)
+
+    @property
+    def follows_a_bound(self) -> bool:
+        """Whether it can be trusted, and before there were upper bounds only."""
+        trusted = self.after is not None and self.after.verdict == RELIABLE
+        return trusted and self.before is not None and self.before.verdict in RANK[1:]
 
     @property
     def is_distrusted(self) -> bool:
@@ -175,7 +182,7 @@ def judge(
 def _row(name: str, old: ModelResult | None, new: ModelResult | None) -> Row:
     if old is None or new is None:
         return Row(name, old, new)
-    bounds = new.is_in_doubt, old.is_in_doubt
+    bounds = new.is_in_doubt, Row(name, old, new).follows_a_bound
     if old.images == new.images and len(old.robust) == len(new.robust):
         pairs = {
             "clean": compare_hits(new.distances > 0, old.distances > 0),
@@ -229,9 +236,12 @@ def _failures(row: Row, rules: Rules) -> Iterator[str]:
         yield f"{name} is {quoted(after.verdict)}: an upper bound rules out no loss."
         return
     for kind, pair in row.pairs.items():
+        if kind == "robust" and row.follows_a_bound:
+            continue
         if why := loss(pair.lost, pair.gained, pair.first.n, margin, rules.alpha):
             yield f"{name}: {kind} accuracy, {why}."
-    if (p_near := nearer(before.distances, after.distances, margin)) >= rules.alpha:
+    p_near = nearer(before.distances, after.distances, margin)
+    if p_near >= rules.alpha and not row.follows_a_bound:
         smaller = f"distances smaller by {100 * margin:g} %"
         yield f"{name}: {smaller} are not ruled out ({p_text(p_near)})."
 

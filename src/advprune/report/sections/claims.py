@@ -182,7 +182,8 @@ def _unbelieved(run: Run, claim: Claim, test: Compared) -> str:
     """Why the outcome rests on an upper bound; empty if it does not.
 
     Of what is shown to differ that is the higher one; else the one that might be lower, against
-    what is claimed or concluded. Over seeds, where fewer attacks are run, it is either.
+    what is claimed or concluded. That two are equal rests on both, and that one is no higher on its
+    control, whatever differs. Over seeds, where fewer attacks are run, it is either.
     """
     if claim.metric not in ("robust", "distance"):
         return ""
@@ -193,7 +194,8 @@ def _unbelieved(run: Run, claim: Claim, test: Compared) -> str:
         return next((f"{whose} robust accuracy is an upper bound: {x}" for whose, x in doubts), "")
     asked = {"lower": ["its"], "equal": [*both]}.get(claim.expect, ["its control's"])
     if test.p < ALPHA:
-        asked = ["its"] if test.direction > 0 else ["its control's"]
+        higher = "its" if test.direction > 0 else "its control's"
+        asked = [higher] if claim.is_difference else [*dict.fromkeys([*asked, higher])]
     for whose in asked:
         if run.in_doubt(both[whose]):
             return f"{whose} robust accuracy is {run.verdict(both[whose]).level}"
