@@ -138,9 +138,15 @@ def few_pixels() -> tuple[nn.Module, Pair]:
 
 @pytest.mark.parametrize(
     ("kind", "norm", "eps", "trials"),
-    [("smooth", "Linf", 0.08, 10), ("smooth", "L2", 0.3, 5), ("linear", "L2", 0.12, 2)],
+    [
+        ("smooth", "Linf", 0.08, 10),
+        ("smooth", "L2", 0.3, 5),
+        ("conv", "L2", 0.04, 2),
+        ("linear", "L2", 0.12, 2),
+    ],
 )
 def test_square_fools_as_many_as_its_authors_code(
+    network: nn.Module,
     digits: Pair,
     monkeypatch: pytest.MonkeyPatch,
     kind: str,
@@ -155,7 +161,8 @@ def test_square_fools_as_many_as_its_authors_code(
     L2 that code has all images of a batch share their squares, and may fall behind.
     """
     peer = pytest.importorskip("pyautoattack.square")
-    model, (images, labels) = perceptron(), own_labels(perceptron(), digits[0])
+    model = network if kind == "conv" else perceptron()
+    images, labels = own_labels(model, digits[0])
     if kind == "linear":
         model, (images, labels) = few_pixels()
     private, queries = attack_copy(model, torch.device("cpu")), 100
