@@ -30,9 +30,9 @@ class Attack(Settings):
     """What every attack has: its method, and its budget in units of the pixel range.
 
     after: another attack; where the suite has it, this one works on the images which that one did
-    not break. Not on a model that draws at random, nor in a study. within: of these, only on those
-    whose distance, which `after` has found, is at most this, from the images that it found; of APGD
-    alone. rounding: how images become 8-bit (attacks/pixels.py).
+    not break; on a model that draws at random, and in a study, on all. within: of these, only on
+    those whose distance, which `after` has found, is at most this, from the images that it found;
+    of APGD alone. rounding: how images become 8-bit (attacks/pixels.py).
     """
 
     method: Name
