@@ -106,7 +106,7 @@ class Workspace:
             with atomic(path) as temporary:
                 table.to_parquet(temporary, index=False)
 
-    def given(self, name: str, setting: Any, image_shape: tuple[int, int, int]) -> bool:
+    def take_finished(self, name: str, setting: Any, image_shape: tuple[int, int, int]) -> bool:
         """Save a model whose file the profile gives, with what the card beside that says of how it
         was made (`<name>.json`); False where none is given, and it has to be made. UserError where
         the card says another setting than that of this run."""

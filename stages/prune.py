@@ -22,7 +22,7 @@ def prune(
     family, setting = chosen(entry.key, params.prune[entry.key])
     checked = setting_of(family, setting, place=entry.by)
     split = workspace.splits("train")["train"]
-    if workspace.given(name, setting, split.shape):
+    if workspace.take_finished(name, setting, split.shape):
         return
     files = [workspace.run(entry.of), workspace.data("train")]
     with workspace.unfinished(family, setting, train.model_dump(), files=files) as state:

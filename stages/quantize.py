@@ -22,7 +22,7 @@ def quantize(
     params, entry = workspace.params, workspace.entry(name, "quantize")
     setting, train = params.quantize[entry.key], workspace.profile.train
     splits = workspace.splits("train", "test")
-    if workspace.given(name, setting.model_dump(exclude_none=True), splits["test"].shape):
+    if workspace.take_finished(name, setting.model_dump(exclude_none=True), splits["test"].shape):
         return
     images, labels = to_float(splits["train"].images), splits["train"].labels
     count = min(setting.calibration_images, len(labels))

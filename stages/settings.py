@@ -50,6 +50,8 @@ def settings(profile: ProfileOption = None) -> None:
     for name in sorted(set(weights) & set(params.models)):  # files with a card beside them
         card = referenced(weights[name].path).with_name(f"{name}.json")
         given[card.name] = sha256_of(plain_file(card, "card"))
+    if dense := sorted(set(weights) & set(params.dense())):
+        raise UserError(f"model.weights: name {dense[0]} by its recipe, without dense-")
     for name in sorted(set(weights) - {*params.recipes, *params.models}):
         print(f"note: model.weights names {name}, which is neither a recipe nor a model here")
     noted = {

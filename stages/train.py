@@ -30,7 +30,7 @@ def train(
         files.append(workspace.run(parent))
     splits = workspace.splits("train", "val")
     setting = params.setting(name).model_dump(exclude_none=True)
-    if parent and workspace.given(name, setting, splits["train"].shape):
+    if parent and workspace.take_finished(name, setting, splits["train"].shape):
         return
     settings = workspace.profile.model_dump(include={"model", "train"})
     with workspace.unfinished(settings, params.setting(name).model_dump(), files=files) as state:

@@ -168,6 +168,10 @@ def test_models_are_taken_from_the_files_that_the_profile_gives(folder, tmp_path
     change(other, {"profiles/digits/model/weights": given})
     assert stage(other, "settings") == 0
     assert "note: model.weights names absent, which is neither" in capsys.readouterr().out
+    change(other, {"profiles/digits/model/weights": {"dense-standard": {"path": "params.yaml"}}})
+    assert stage(other, "settings") != 0
+    assert "name dense-standard by its recipe" in capsys.readouterr().err
+    change(other, {"profiles/digits/model/weights": given})
     for name, do in made.items():
         assert stage(other, do, name) == 0
         for file in ("model.safetensors", "model.json"):

@@ -85,6 +85,9 @@ def test_standard_training_is_the_plain_loop(digits, tmp_path):
     assert list(history[0]) == ["epoch", "train_loss", "train_accuracy", "val_accuracy"]
     assert history[-1]["val_accuracy"] == round(accuracy(run.model, images, labels), 4)
     assert all(parameter.is_contiguous() for parameter in run.model.parameters())
+    run.state_path = None  # a second run trains on, and is no copy of the first
+    again = run.run()
+    assert len(again) == 2 and again != history
 
 
 @pytest.mark.parametrize("method", ["standard", "pgd"])

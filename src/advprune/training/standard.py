@@ -87,6 +87,7 @@ class Trainer:
         number.
         """
         channels_last(self.model)
+        self.history, self.best = [], None
         self._begin()
         state = distributed.from_main(lambda: load_state(self.state_path))
         if state is not None:  # that of the first process, for all
