@@ -42,6 +42,7 @@ setup: .venv/ready
 	"$(PYTHON)" -m venv .venv
 	$(RUN) -m pip install --disable-pip-version-check -q --no-deps --require-hashes -r requirements.lock
 	$(RUN) -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e .
+	$(RUN) -m compileall -q src stages
 	@touch .venv/ready
 
 lock:  ## after a version in requirements.lock was changed: the sha256 of all its files (needs uv)
