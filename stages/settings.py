@@ -3,8 +3,12 @@
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common import ProfileOption, Workspace, script
+
+if TYPE_CHECKING:
+    from advprune.core.params import Params
 
 
 def settings(profile: ProfileOption = None) -> None:
@@ -17,14 +21,7 @@ def settings(profile: ProfileOption = None) -> None:
     have changed since the last time.
     """
     from advprune.core.errors import UserError
-    from advprune.core.files import (
-        existing,
-        plain_file,
-        read_json,
-        referenced,
-        sha256_of,
-        write_json,
-    )
+    from advprune.core.files import existing, read_json, sha256_of, write_json
 
     workspace = Workspace.open(profile)
     params, active = workspace.params, workspace.profile
@@ -44,22 +41,14 @@ def settings(profile: ProfileOption = None) -> None:
         check_studies(params)
         for extra in params.attack.extra:
             check_attack(extra.name, extra.arguments())
-    root, weights = active.data.place, active.model.weights
+    root = active.data.place
     pictures = {} if root is None else {root: sha256_of(existing(root))}
-    given = {name: sha256_of(referenced(one.path)) for name, one in weights.items()}
-    for name in sorted(set(weights) & set(params.models)):  # files with a card beside them
-        card = referenced(weights[name].path).with_name(f"{name}.json")
-        given[card.name] = sha256_of(plain_file(card, "card"))
-    if dense := sorted(set(weights) & set(params.dense())):
-        raise UserError(f"model.weights: name {dense[0]} by its recipe, without dense-")
-    for name in sorted(set(weights) - {*params.recipes, *params.models}):
-        print(f"note: model.weights names {name}, which is neither a recipe nor a model here")
     noted = {
         checked: whole,
         workspace.place("data", "attacks.json"): workspace.attacks,
         workspace.place("data", "profile.json"): active.model_dump(mode="json"),
         workspace.place("data", "pictures.json"): pictures,
-        workspace.place("data", "weights.json"): given,
+        workspace.place("data", "weights.json"): files_of(params),
     }
     for file, value in noted.items():
         write_json(file, value)
@@ -69,6 +58,23 @@ def settings(profile: ProfileOption = None) -> None:
         named = f"- {os.path.relpath(file)}\n" in pipeline  # by `advprune init`
         if not own and not named:
             print(f"note: DVC does not watch {file}; after a change there run `dvc repro -f`")
+
+
+def files_of(params: "Params") -> dict[str, str]:
+    """The sha256 of the files of `model.weights`, and of the cards beside those of finished models.
+    UserError where a file is missing, or a dense network is not named by its recipe."""
+    from advprune.core.errors import UserError
+    from advprune.core.files import plain_file, referenced, sha256_of
+
+    weights = params.active().model.weights
+    if dense := sorted(set(weights) & set(params.dense())):
+        raise UserError(f"model.weights: name {dense[0]} by its recipe, without dense-")
+    for name in sorted(set(weights) - {*params.recipes, *params.models}):
+        print(f"note: model.weights names {name}, which is neither a recipe nor a model here")
+    files = {name: referenced(one.path) for name, one in weights.items()}
+    for name in sorted(set(weights) & set(params.models)):
+        files[f"{name}.json"] = plain_file(files[name].with_name(f"{name}.json"), "card")
+    return {name: sha256_of(file) for name, file in files.items()}
 
 
 if __name__ == "__main__":
