@@ -212,11 +212,15 @@ def test_a_profile_overrides_key_by_key():
         ),
         ("attacks/square/after", "autoattack", ["square.after: autoattack has only some images"]),
         ("attacks/momentum/after", "field", ["momentum.after: table and transfer take every"]),
-        ("attacks/square/within", "2*eps", ["square.within", "apgd_t finds no distances"]),
         (
-            "attacks/square",
+            "attacks/x",
+            {"after": "apgd_t", "within": "2*eps"} | SQUARE,
+            ["attacks.x.within: apgd_t finds no distances"],
+        ),
+        (
+            "attacks/x",
             {"after": "distance", "within": "2*eps"} | SQUARE,
-            ["square.within: of method apgd alone"],
+            ["attacks.x.within: of method apgd alone"],
         ),
         ("attacks/apgd_ce/within", "2*eps", ["apgd_ce.within: name the search for distances"]),
         ("attacks/apgd_near/within", "eps", ["apgd_near.within: what lies within the budget is"]),

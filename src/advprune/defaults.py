@@ -16,7 +16,6 @@ from advprune.core.settings import parse, parse_fraction, text_of, yaml_of
 PROFILE = "default"  # what these settings are called in reports
 SHARED = ("attack", "attacks", "suite", "curves", "protocol", "flips", "statistics")
 GREY = 128 / 255  # a change of every pixel by which any image becomes any other's equal
-TARGETS = 5  # of the targeted attack, as on CIFAR-10
 
 
 def project() -> Path:
@@ -58,7 +57,7 @@ def defaults(
         "eps": eps,
         "norm": norm,
         "train": {"eps": min(eps, 1.0)},
-        "attacks": {"apgd_t": {"targets": TARGETS}} | {n: searches[n] | asked for n in searches},
+        "attacks": {n: searches[n] | asked for n in searches},
         "curves": {"eps": sorted({eps / 4, eps, min(2 * eps, size), max(GREY * size, eps)})},
         "show_images": False,
     }

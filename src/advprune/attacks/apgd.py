@@ -88,7 +88,7 @@ class APGDMethod(GradientAttack):
         return min(self.targets, classes - 1) if self.loss == "targeted" else 1
 
 
-@method("apgd", APGDMethod)
+@method("apgd", APGDMethod, starts=True)
 def _apgd(model: nn.Module, images: Tensor, labels: Tensor, s: APGDMethod, how: Context) -> Tensor:
     return apgd(model, images, labels, options(APGDSettings, s, how))
 

@@ -46,7 +46,7 @@ class HopSkipJumpSettings(Attack):
         return self.queries
 
 
-@method("hopskipjump", HopSkipJumpSettings, False)
+@method("hopskipjump", HopSkipJumpSettings, gradients=False, distances=True)
 def _hopskipjump(
     model: nn.Module, images: Tensor, labels: Tensor, s: HopSkipJumpSettings, how: Context
 ) -> Tensor:

@@ -87,7 +87,7 @@ class MinimumNormMethod(GradientAttack):
     restarts: int = Field(default=1, ge=1, le=1000)
 
 
-@method("minimum_norm", MinimumNormMethod)
+@method("minimum_norm", MinimumNormMethod, distances=True)
 def _minimum_norm(
     model: nn.Module, images: Tensor, labels: Tensor, s: MinimumNormMethod, how: Context
 ) -> Tensor:

@@ -43,16 +43,19 @@ class Context:
 
 @dataclass(frozen=True)
 class Method:
-    """An attack: its class of settings, its function, and what of it follows the model's gradients.
+    """An attack: its class of settings, its function, and what can be said of all such attacks.
 
-    gradients: whether it does; of a package of attacks, the classes that do. searches: those of its
-    parts (keys of its breakdown) that ask for answers alone.
+    gradients: whether it follows the model's; of a package of attacks, the classes that do.
+    searches: those of its parts (keys of its breakdown) that ask for answers alone. distances:
+    whether it notes one of each image. starts: whether it can begin from given images.
     """
 
     settings: type[Attack]
     function: Function
     gradients: bool | Collection[str]
     searches: Collection[str]
+    distances: bool
+    starts: bool
 
     @property
     def differentiates(self) -> bool:
@@ -66,16 +69,19 @@ _REGISTRY: dict[str, Method] = {}
 def method(
     name: str,
     settings: type[Attack],
+    *,
     gradients: bool | Collection[str] = True,
     searches: Collection[str] = (),
+    distances: bool = False,
+    starts: bool = False,
 ) -> Callable[[Function], Function]:
-    """Register an attack under its `method` in params.yaml; gradients, searches: see `Method`.
+    """Register an attack under its `method` in params.yaml; the other arguments: see `Method`.
 
     Its function returns float images in [0, 1]; what uses it rounds them to 8 bits in the budget.
     """
 
     def register(function: Function) -> Function:
-        _REGISTRY[name] = Method(settings, function, gradients, searches)
+        _REGISTRY[name] = Method(settings, function, gradients, searches, distances, starts)
         return function
 
     return register
@@ -125,5 +131,16 @@ def typed(name: str, setting: Attack) -> Attack:
 
 
 def attacks_of(profile: Profile) -> dict[str, Attack]:
-    """All attacks of a profile by name, typed: wrong settings are refused here."""
-    return {name: typed(name, setting) for name, setting in profile.attacks.items()}
+    """All attacks of a profile by name, typed: wrong settings are refused here, and `within` where
+    nothing finds distances or nothing can begin from what was found."""
+    found = {name: typed(name, setting) for name, setting in profile.attacks.items()}
+    for name, setting in found.items():
+        place, after = f"attacks.{name}.within", setting.after
+        if setting.within is None or after is None:
+            continue
+        if not method_of(found[after]).distances:
+            raise UserError(f"{place}: {after} finds no distances; leave within out")
+        if not method_of(setting).starts:
+            known = ", ".join(key for key, one in sorted(_REGISTRY.items()) if one.starts)
+            raise UserError(f"{place}: of method {known} alone; leave within out")
+    return found

@@ -22,8 +22,6 @@ from advprune.core.settings import (
 # layers know which draw at random.
 Backward = Literal["constant", "scale", "identity", "straight", "wide", "parent", "ensemble"]
 RandomBackward = Literal["constant", "scale", "identity"]
-FIND_DISTANCES = ("minimum_norm", "hopskipjump")  # the methods that find one for each image
-BEGINS = "apgd"  # the method that begins from given images
 
 
 class Attack(Settings):
@@ -31,8 +29,9 @@ class Attack(Settings):
 
     after: another attack; where the suite has it, this one works on the images which that one did
     not break; on a model that draws at random, and in a study, on all. within: of these, only on
-    those whose distance, which `after` has found, is at most this, from the images that it found;
-    of APGD alone. rounding: how images become 8-bit (attacks/pixels.py).
+    those whose distance, which `after` has found, is at most this, from the images that it found,
+    by a method that can start there (attacks/registry.py). rounding: how images become 8-bit
+    (attacks/pixels.py).
     """
 
     method: Name

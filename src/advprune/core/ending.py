@@ -24,7 +24,7 @@ def ended(app: Callable[..., Any], name: str) -> int:
     gc.set_threshold(100_000)
 
     @atexit.register
-    def look_for_none() -> None:
+    def skip_last_collection() -> None:
         if "triton" not in sys.modules:
             gc.freeze()
 

@@ -7,8 +7,6 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from advprune.core.attack_settings import (
-    BEGINS,
-    FIND_DISTANCES,
     KINDS,
     AnyAttack,
     AttackSettings,
@@ -108,10 +106,6 @@ class Profile(Settings):
             raise ValueError(f"{place}.after: this is the attack itself; leave after out")
         if attack.within is not None and attack.within <= attack.eps:
             raise ValueError(f"{place}.within: what lies within the budget is broken; give more")
-        if begins and first.method not in FIND_DISTANCES:
-            raise ValueError(f"{place}.within: {after} finds no distances; leave within out")
-        if begins and attack.method != BEGINS:
-            raise ValueError(f"{place}.within: of method {BEGINS} alone; leave within out")
         if (first.norm, first.eps) != (attack.norm, attack.eps):
             raise ValueError(f"{place}.after: {after} has another budget")
         if getattr(first, "images", None) is not None:
