@@ -92,29 +92,38 @@ def test_the_sentences_on_width_16_are_what_its_results_say():
     assert robust.against_dense[["E", "R"]].str.startswith("equivalent").all()
     assert robust.robust_difference["int8"] == pytest.approx(-0.01, abs=0.005)
     assert robust.robust_difference[["S", "clamp"]].between(-0.115, -0.065).all()
+
+
+def test_the_sentence_on_sap_is_what_the_report_of_digits_says():
+    """All budgets of FGSM and of the iterative attack, and the adaptive attacks at their own."""
     found = shown(
-        "reports/cifar10-small/report.md", "Does SAP's published gain survive adaptive attacks?"
-    ).set_index(["model", "attack", "eps"])
-    gains = found.loc["SAP_100"]["difference points"].str.split().str[0].astype(float)
-    assert "SAP at 2/255, 100 images: 14 points more than the dense network under FGSM, 30" in text
-    assert "30 under PGD, 8 (not significant) under attacks that know SAP; at 9 points less" in text
-    under = [("fgsm", "2/255"), ("iterative", "2/255"), ("adaptive, worst case", "2/255")]
-    assert gains.loc[[*under, ("none", "0")]].tolist() == [14, 30, 8, -9]
-    outcome = found.loc["SAP_100"].outcome
-    assert outcome[under[-1]] == "not significant" and "no control" in outcome[under[1]]
+        "reports/digits/report.md", "Does SAP's published gain survive adaptive attacks?"
+    ).set_index(["model", "attack"])
+    found = found.loc["SAP_100"].assign(eps=lambda t: t.eps.str.split("/").str[0].astype(int))
+    gains = found["difference points"].str.split().str[0].astype(float)
+    text = " ".join(README.split())
+    assert "SAP on digits (100 images, up to half the budget) gains 6 to 21 points under FG" in text
+    assert "4 to 64 under PGD, and 8 (not significant) under attacks that know SAP." in text
+    assert gains["fgsm"].agg(["min", "max"]).tolist() == [6, 21]
+    assert gains["iterative"].agg(["min", "max"]).tolist() == [4, 64]
+    adaptive = "adaptive, worst case"
+    assert gains[adaptive] == 8 and found.outcome[adaptive] == "not significant"
+    assert found.eps[["fgsm", "iterative", adaptive]].max() == 24  # of 48/255
 
 
 def test_the_sentence_on_width_32_is_what_its_results_say():
     place = ROOT / "reports" / "cifar10-w32" / "results.csv"
     run = read_results(place.read_text(encoding="utf-8"), "it").set_index("model")
     text = " ".join(README.split())
-    assert "one seed, no transfer, bfloat16: S costs robustness; E and HYDRA do not." in text
+    assert "bfloat16: S costs 12 points, LWM one; E and HYDRA: equivalent (±2 points)." in text
     assert set(run.n.dropna()) == {10000}
     assert run[run.parent != run.index].transfer_accuracy.isna().all()
     assert run.against_dense["S-robust"] == run.distance_against_dense["S-robust"] == "lower"
+    assert run.against_dense["LWM_95-robust"] == "lower"
+    lost = run.robust_difference[["S-robust", "LWM_95-robust"]]
+    assert (100 * lost).round().tolist() == [-12, -1]
     for name in ("E-robust", "HYDRA_95-robust"):
-        lost = run.against_dense[name], run.distance_against_dense[name]
-        assert not any(outcome.startswith("lower") for outcome in lost), name
+        assert run.against_dense[name] == "equivalent within ±2 points", name
 
 
 def shown(report, title):
