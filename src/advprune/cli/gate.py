@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
-from advprune.cli.options import ProfileOption, option_groups
+from advprune.cli.options import completed, option_groups
 from advprune.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -64,7 +64,13 @@ class Asked:
 def gate(
     asked: Asked,
     base: Annotated[str, typer.Option(help="The git revision to compare with.")] = "main",
-    profile: ProfileOption = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            help="This profile alone; by default every one with results.",
+            autocompletion=completed(lambda params: params.profiles),
+        ),
+    ] = None,
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Judge the records of the run, not results.csv.")
     ] = False,

@@ -2,7 +2,7 @@
 
 Claim (Dhillon et al., 2018). Pruning activations at random, larger ones less often, makes a
 trained network more robust without retraining: 12 points more than the dense network under FGSM at
-lambda 1, with hardly any loss of clean accuracy.
+lambda 1 (as quoted elsewhere; not read in the paper).
 
 Formula. Behind every ReLU, per sample, over the whole map h of a values: `p_j = |h_j| / sum |h|`;
 `r = fraction * a` draws with replacement; what was drawn at least once is kept and divided by `q_j

@@ -70,7 +70,7 @@ class SeedsSettings(Settings):
     @classmethod
     def _the_uncompressed_has_its_name(cls, points: dict[str, Point]) -> dict[str, Point]:
         if DENSE in points:
-            raise ValueError(f"the name {DENSE!r} is taken by the uncompressed network")
+            raise ValueError(f"the name {DENSE!r} is taken by the dense network")
         return points
 
     def families(self) -> Iterator[tuple[str, str, Any]]:

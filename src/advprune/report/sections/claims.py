@@ -170,9 +170,9 @@ def _judge(run: Run, one: Judged, test: Compared, p: float) -> Judged:
         reason = "underpowered: no difference could be shown"
     elif test.detectable > claim.counts:
         least, counts = text(test.detectable), text(claim.counts)
-        reason = f"underpowered: {least} can be shown, {counts} would count"
+        reason = f"underpowered: detects {least}, the claim needs {counts}"
     elif claim.is_difference:
-        reason = "smaller than what would count"
+        reason = "the difference is below the threshold"
     else:
         reason = "not shown within the margin"
     return replace(one, outcome=outcome, reason=reason, test=test, p=p)
@@ -198,7 +198,8 @@ def _unbelieved(run: Run, claim: Claim, test: Compared) -> str:
         asked = [higher] if claim.is_difference else [*dict.fromkeys([*asked, higher])]
     for whose in asked:
         if run.in_doubt(both[whose]):
-            return f"{whose} robust accuracy is {run.verdict(both[whose]).level}"
+            level = run.verdict(both[whose]).level
+            return f"{whose} robust accuracy is an upper bound: {level}"
     return ""
 
 
@@ -216,11 +217,11 @@ def _unmet(run: Run, claim: Claim) -> str:
                 ends.append(rows.groupby("seed").kernel_distance.last().mean())
         far = next((float(end) for end in ends if pd.notna(end)), None)
         if far is None or far > most:
-            end = "is not recorded" if far is None else f"{far:.2f}, at most {most:g}"
+            end = "is not recorded" if far is None else f"{far:.2f}, above {most:g}"
             return f"search did not converge: kernel distance {end}"
     if model and needs.changed is not None and model.card["prune_ratio"] < needs.changed:
         share, least = model.card["prune_ratio"], needs.changed
-        return f"it changes {100 * share:.3g} % of the weights, of at least {100 * least:.3g} %"
+        return f"it changes {100 * share:.3g} % of the weights, and needs {100 * least:.3g} %"
     if model and (base := run.by_name.get(needs.larger_than or "")):
         ours, theirs = (one.card["parameters"] for one in (model, base))
         if ours <= theirs:

@@ -42,8 +42,8 @@ def leaderboard(run: Run) -> Parts:
     yield Part("Size, cost and calibration", table=table[[*SIZES]], folded=True)
     attacks = [name for name in map(str, table.columns) if name.startswith(ATTACK)]
     randomized = (
-        " Random models are scored by mean logits; the last columns score a single draw, and count "
-        "an image as broken only if at least 9 of 10 draws are wrong."
+        " Randomized models are scored by mean logits; the last columns score a single draw, and "
+        "count an image as broken only if at least 9 of 10 draws are wrong."
     )
     columns = ("model", *attacks, "robust_accuracy", *WAYS.values())
     yield Part(

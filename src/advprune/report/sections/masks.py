@@ -66,12 +66,12 @@ def masks(run: Run) -> Parts:
         "Accuracy over compression",
         "Compression is the number of all parameters over that of nonzero ones. White-box images "
         f"are crafted on the model itself by {run.main_words}, transfer images on the "
-        f"uncompressed network; n = {run.n}.",
+        f"dense network; n = {run.n}.",
         chart=Chart("compression", "line", marks, *axes, **look),
     )
     yield Part(
         "GAP against random pruning",
-        "Accuracy on images crafted on the uncompressed network, compared with random pruning at "
+        "Accuracy on images crafted on the dense network, compared with random pruning at "
         f"the setting nearest in clean accuracy (McNemar). {explained('all settings and attacks')} "
         "Unmatched: clean accuracies differ significantly or are at chance.",
         against_control(run, found),

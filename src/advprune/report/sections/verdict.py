@@ -52,13 +52,13 @@ def calibration(path: Path) -> str:
     names = [one["name"] for one in planted if one["level"] == RELIABLE]
     which = listed([name.replace(", ", " on dense-") for name in names])
     return (
-        f"How often it errs, on models made to test it ({CALIBRATION}: networks of the digits at "
-        f"that profile's budget, {found['images']} images each; exact 95 % intervals). Called "
-        "reliable of masked models, whose trick hides more than 5 points from the main attack: "
-        f"{passed}{f', namely {which}' if which else ''}; with a robust accuracy more than 5 "
-        f"points above the lowest known: {wrong}. Called reliable of models that mislead all of "
-        f"the suite's attacks by gradient by as much: {deceived}. Doubted of honest models: "
-        f"{alarmed}."
+        f"Error rates on planted models ({CALIBRATION}: networks of the digits at that profile's "
+        f"budget, {found['images']} images each; exact 95 % intervals). Masked models, whose trick "
+        "hides more than 5 points from the main attack, that are called reliable: "
+        f"{passed}{f', namely {which}' if which else ''}; that are called so with a robust "
+        f"accuracy more than 5 points too high: {wrong}. Models that hide as much from all of the "
+        f"suite's attacks by gradient and are called reliable: {deceived}. Honest models that are "
+        f"called suspect or broken: {alarmed}."
     )
 
 
@@ -82,7 +82,7 @@ def iterative(records: pd.DataFrame, *model: str) -> Parts:
         yield Part(
             "Iterative attacks beside FGSM",
             "An iterative attack that does significantly less harm than one step of the same "
-            f"budget has failed: what it leaves says nothing of the model. {len(failed)} of "
+            f"budget has failed: its result says nothing about the model. {len(failed)} of "
             f"{counted(len(tests), 'comparison')} failed this check (McNemar). "
             f"{explained('all attacks on a model')}",
             pd.DataFrame(failed) if failed else None,
