@@ -13,13 +13,12 @@ from math import ceil, log2
 from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from advprune.attacks.opening import Opened, Options, opened, options, wide
 from advprune.attacks.pgd import project, sizes, stretched
 from advprune.attacks.registry import Context, method
-from advprune.core.attack_settings import Attack
+from advprune.core.attack_settings import QueryAttack
 from advprune.core.device import salted
 from advprune.models.stochastic import split
 
@@ -30,20 +29,10 @@ GRAIN = 0.5 / 255  # of a pixel, on average
 TOGETHER = 16  # directions of an image drawn at a time: other numbers draw other directions
 
 
-class HopSkipJumpSettings(Attack):
-    """Settings of `method: hopskipjump`; queries: per image, all of them.
-
-    eps: the budget that its images are stretched to. draws: as in Square.
-    """
+class HopSkipJumpSettings(QueryAttack):
+    """Settings of `method: hopskipjump`; eps: the budget that its images are stretched to."""
 
     method: Literal["hopskipjump"]
-    queries: int = Field(default=1000, ge=1, le=1000000)
-    draws: int = Field(default=1, ge=1, le=10000)
-
-    @property
-    def steps(self) -> int:
-        """What records call its steps: the queries."""
-        return self.queries
 
 
 @method("hopskipjump", HopSkipJumpSettings, gradients=False, distances=True)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from advprune.attacks.checks import check_choice, check_numbers
@@ -18,7 +17,7 @@ from advprune.attacks.engine import by_batch
 from advprune.attacks.losses import margin
 from advprune.attacks.opening import Opened, Options, opened, options
 from advprune.attacks.registry import Context, method
-from advprune.core.attack_settings import Attack
+from advprune.core.attack_settings import QueryAttack
 from advprune.models.border import refuse
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # counted in squares tried
@@ -61,20 +60,10 @@ def square(model: nn.Module, images: Tensor, labels: Tensor, eps: float, **chang
         return _search(at, share).to(images.device)
 
 
-class SquareSettings(Attack):
-    """Settings of `method: square`.
-
-    draws: for randomized models, the loss of a query is that of the mean logits of this many draws.
-    """
+class SquareSettings(QueryAttack):
+    """Settings of `method: square`."""
 
     method: Literal["square"]
-    queries: int = Field(default=1000, ge=1, le=1000000)
-    draws: int = Field(default=1, ge=1, le=10000)
-
-    @property
-    def steps(self) -> int:
-        """What records call its steps: the queries."""
-        return self.queries
 
 
 @method("square", SquareSettings, gradients=False)

@@ -11,7 +11,6 @@ from advprune.core.errors import one_line
 
 if TYPE_CHECKING:
     from advprune.models.audit import Audit
-    from advprune.models.spec import ModelSpec
 
 
 @option_groups
@@ -84,10 +83,17 @@ def _print(found: "Audit", facts: dict[str, Any]) -> None:
     from advprune.cli.tables import show
     from advprune.report.formats import counted
 
-    zeros, count = found.prunable
+    spec, (zeros, count), network = found.spec, found.prunable, "unknown"
+    if spec:
+        channels = counted(spec.channels, "channel")
+        network = f"{spec.described}, {channels}, {spec.classes} classes"
+        if spec.inner:
+            network += f", {'-'.join(map(str, spec.inner))} filters inside the blocks"
+        network += "".join(f", layers of kind {layer.kind}" for layer in spec.layers)
+        network += f", {spec.quantization.bits} bits" if spec.quantization else ""
     print(f"file          {facts['file']} ({facts['bytes']:,} bytes)")
     print(f"sha256        {facts['sha256']}")
-    print(f"architecture  {_architecture(found.spec)} ({found.source})")
+    print(f"architecture  {network} ({found.source})")
     print(f"sparsity      {found.prunable_sparsity:.4%} of {count:,} prunable weights ({zeros:,})")
     print(f"              {found.sparsity:.4%} of {found.count:,} weights and biases")
     if found.remaining is not None:
@@ -96,7 +102,7 @@ def _print(found: "Audit", facts: dict[str, Any]) -> None:
     ends = {found.layers[-1].name: " (last)", found.layers[0].name: " (first)"}
     rows = []
     for layer in found.layers:
-        name = layer.name.removesuffix(".weight") + (ends.get(layer.name, "") if found.spec else "")
+        name = layer.name.removesuffix(".weight") + (ends.get(layer.name, "") if spec else "")
         shape, none = "x".join(map(str, layer.shape)), f"{layer.zeros:,}"
         rows.append([name, shape, layer.dtype, none, f"{layer.sparsity:.2%}"])
     print()
@@ -105,17 +111,3 @@ def _print(found: "Audit", facts: dict[str, Any]) -> None:
         for line in lines:
             print(f"{kind}: {one_line(line)}")
     print("sound" if found.sound else counted(len(found.faults), "fault"))
-
-
-def _architecture(spec: "ModelSpec | None") -> str:
-    """An architecture on one line."""
-    from advprune.report.formats import counted
-
-    if spec is None:
-        return "unknown"
-    channels = counted(spec.channels, "channel")
-    text = f"{spec.described}, {channels}, {spec.classes} classes"
-    if spec.inner:
-        text += f", {'-'.join(map(str, spec.inner))} filters inside the blocks"
-    text += "".join(f", layers of kind {layer.kind}" for layer in spec.layers)
-    return text + (f", {spec.quantization.bits} bits" if spec.quantization else "")

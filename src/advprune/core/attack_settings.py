@@ -62,6 +62,22 @@ class GradientAttack(Attack):
     backward: Backward | None = None
 
 
+class QueryAttack(Attack):
+    """What attacks that ask for answers alone have, where they count them.
+
+    queries: per image, all of them. draws: of randomized models alone; an answer is that of the
+    mean logits of this many.
+    """
+
+    queries: int = Field(default=1000, ge=1, le=1000000)
+    draws: int = Field(default=1, ge=1, le=10000)
+
+    @property
+    def steps(self) -> int:
+        """What records call its steps: the queries."""
+        return self.queries
+
+
 class AttackSettings(GradientAttack):
     """One attack of the PGD engine (`advprune.attacks.pgd`).
 

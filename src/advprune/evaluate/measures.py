@@ -9,6 +9,7 @@ from advprune.core.errors import UserError
 from advprune.evaluate.statistics import Rate, rate
 
 COLUMNS = ("pred", "confidence", "nll", "brier")  # of records, clean and attacked
+BINS = 15  # of confidence, of equal width
 
 
 def right(records: pd.DataFrame, side: str = "adv") -> np.ndarray:
@@ -37,15 +38,15 @@ def attack_success_rate(records: pd.DataFrame) -> Rate:
     return Rate(int(np.sum(clean & ~right(records))), int(np.sum(clean)))
 
 
-def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
-    """ECE: mean over equal-width confidence bins of |accuracy - confidence|, weighted by count.
+def calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
+    """ECE: mean over `BINS` confidence bins of |accuracy - confidence|, weighted by count.
 
     Naeini et al., Obtaining Well Calibrated Probabilities Using Bayesian Binning (AAAI 2015).
     """
-    index = np.clip(np.ceil(np.asarray(confidence) * bins).astype(int) - 1, 0, bins - 1)
-    count = np.bincount(index, minlength=bins)
-    sure = np.bincount(index, weights=confidence, minlength=bins)
-    hits = np.bincount(index, weights=np.asarray(right, dtype=float), minlength=bins)
+    index = np.clip(np.ceil(np.asarray(confidence) * BINS).astype(int) - 1, 0, BINS - 1)
+    count = np.bincount(index, minlength=BINS)
+    sure = np.bincount(index, weights=confidence, minlength=BINS)
+    hits = np.bincount(index, weights=np.asarray(right, dtype=float), minlength=BINS)
     return float(np.abs(hits - sure).sum() / max(count.sum(), 1))
 
 

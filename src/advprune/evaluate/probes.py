@@ -68,11 +68,6 @@ def passes_of(setting: Attack, classes: int, randomized: bool) -> int:
     return product * (runs(classes) if runs else 1)
 
 
-def single_step(main: AttackSettings) -> AttackSettings:
-    """FGSM at the main attack's budget, which an iterative attack must not fall behind."""
-    return main.model_copy(update={"step": main.eps, "steps": 1, "random_start": False})
-
-
 def stronger(settings: ProbeSettings, classes: int, randomized: bool) -> AttackSettings:
     """More steps, starts and draws than any attack by gradient of the suite, and more passes for
     each image than any attack at all, on the margin; where the model draws at random, by
@@ -126,10 +121,12 @@ def probes(
     if is_blackbox(model):
         asked = {name: partial(it.attacked, name, s, everything) for name, s in answers.items()}
         return pd.concat(it.made(asked), ignore_index=True)
+    # FGSM at the main attack's budget, which an iterative attack must not fall behind.
+    single = main.model_copy(update={"step": main.eps, "steps": 1, "random_start": False})
     jobs: dict[str, Callable[[], pd.DataFrame]] = {
         "probe_gradient": it.gradient,
         "probe_noise": it.noise,
-        "probe_single": partial(it.attacked, "probe_single", single_step(main), everything),
+        "probe_single": partial(it.attacked, "probe_single", single, everything),
     }
     if len(kept):
         harder = stronger(settings, classes, randomized)

@@ -55,9 +55,9 @@ def all_logits(model: nn.Module, images: Tensor, scoring: Scoring = Scoring()) -
     return torch.cat(parts, dim=1)
 
 
-def predictions(model: nn.Module, images: Tensor, scoring: Scoring = Scoring()) -> Tensor:
+def predictions(model: nn.Module, images: Tensor) -> Tensor:
     """Predicted classes int64 `[N]`, of a randomized model by its mean logits; on the CPU."""
-    return all_logits(model, images, scoring).mean(0).argmax(1)
+    return all_logits(model, images).mean(0).argmax(1)
 
 
 def score(

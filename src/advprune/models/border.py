@@ -53,10 +53,11 @@ def admitted(
     """
     given, inner = model, _unwrapped(who, model)
     model = inner if is_plain(inner) else plain_copy(inner)
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise InputError(f"{who}: the model lies on the meta device, which holds no numbers")
-    for kind in {p.dtype for p in model.parameters() if p.is_floating_point()} - {images.dtype}:
-        raise InputError(f"{who}: the model computes in {kind}, and images are {images.dtype}")
+    is_meta = any(parameter.is_meta for parameter in model.parameters())
+    refuse(who, {"the model lies on the meta device, which holds no numbers": is_meta})
+    for kind in {p.dtype for p in model.parameters() if p.is_floating_point()}:
+        other = f"the model computes in {kind}, and images are {images.dtype}"
+        refuse(who, {other: kind != images.dtype})
     if not len(images):
         return given if isinstance(given, Drawn) else model
     device = device_of(model)
@@ -69,11 +70,9 @@ def admitted(
         else:
             kept = kept_by(model)
             again = [logits_of(who, model, pair) for _ in range(REPEATS)]
-            if moved := [k for k, have in kept_by(model).items() if differ(kept.get(k), have)]:
-                raise InputError(
-                    f"{who}: a pass changes {', '.join(moved[:3])}, on which later answers may "
-                    "depend; keep no state in forward"
-                )
+            moved = [k for k, have in kept_by(model).items() if differ(kept.get(k), have)]
+            changes = f"a pass changes {', '.join(moved[:3])}, on which later answers may depend; "
+            refuse(who, {changes + "keep no state in forward": bool(moved)})
         drew |= not all(torch.equal(logits, one) for one in again)
         alone = torch.cat([logits_of(who, model, one) for one in pair.split(1)])
         _refuse_probabilities(who, model, images[:MANY].to(device), logits)
@@ -84,15 +83,12 @@ def admitted(
             if not (known or mixed) and len(few) == FEW:  # in one of its pairs nothing may change
                 whole, *pairs = (logits_of(who, model, part) for part in (few, *few.split(2)))
                 mixed = _differing(whole, torch.cat(pairs)) >= FEW - 2
-            if mixed:
-                raise InputError(
-                    f"{who}: the logits of an image depend on the other images of the batch, as "
-                    "where a batch-norm keeps no running statistics"
-                )
+            others = "the logits of an image depend on the other images of the batch, as where a "
+            refuse(who, {others + "batch-norm keeps no running statistics": mixed})
     _TRIED.update((inner, model))  # the copy, too: it may come back
     classes = logits.shape[1]
-    if labels is not None and len(labels) and (largest := int(labels.max())) >= classes:
-        raise InputError(f"{who}: label {largest} is none of {classes} classes")
+    largest = int(labels.max()) if labels is not None and len(labels) else 0
+    refuse(who, {f"label {largest} is none of {classes} classes": largest >= classes})
     if drew and not randomized:
         return given if isinstance(given, Drawn) else Drawn(model).eval()
     return model
@@ -123,9 +119,9 @@ def _refuse_probabilities(
     while step is not None and COPIED.match(step.name()):
         step = step.next_functions[0][0]
     squashed = step is not None and SIGMOID.match(step.name()) is not None
-    if squashed or ((every.sum(1) - 1).abs() <= SUM).all():
-        fault = "the model returns probabilities; leave its softmax or sigmoid out, give logits"
-        raise InputError(f"{who}: {fault}")
+    sums = bool(((every.sum(1) - 1).abs() <= SUM).all())
+    fault = "the model returns probabilities; leave its softmax or sigmoid out, give logits"
+    refuse(who, {fault: squashed or sums})
 
 
 def logits_of(who: str, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -136,10 +132,12 @@ def logits_of(who: str, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
         logits = model(given)
     except (Exception, SystemExit) as error:  # whatever the model's code does
         raise InputError(f"{who}: the model fails on images {shape}: {arisen(error)}") from error
-    if given._version > written:  # torch counts what is written into a tensor
-        raise InputError(f"{who}: the model changes its input in place; let it work on a copy")
-    if not isinstance(logits, torch.Tensor):
-        raise InputError(f"{who}: the model returns {type(logits).__name__}, not logits")
+    changed = given._version > written  # torch counts what is written into a tensor
+    faults = {
+        "the model changes its input in place; let it work on a copy": changed,
+        f"the model returns {type(logits).__name__}, not logits": not torch.is_tensor(logits),
+    }
+    refuse(who, faults)
     shape, dtype = list(logits.shape), logits.dtype
     wrong = len(shape) != 2 or shape[0] != count or not shape[1]
     faults = {
@@ -150,8 +148,7 @@ def logits_of(who: str, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     }
     refuse(who, faults)
     for what, held in (("NaN", logits.isnan()), ("infinite logits", logits.isinf())):
-        if held.any():
-            raise InputError(f"{who}: the model returns {what}")
+        refuse(who, {f"the model returns {what}": bool(held.any())})
     return logits
 
 
@@ -159,8 +156,8 @@ def check_images(who: str, images: torch.Tensor, *labels: torch.Tensor) -> None:
     """InputError where images are not floating `[N, C, H, W]` in [0, 1], or labels, where they
     are given, not int64 `[N]` from 0."""
     for name, value in zip(("images", "labels"), (images, *labels), strict=False):
-        if not torch.is_tensor(value):
-            raise InputError(f"{who}: {name} are {type(value).__name__}; give a torch.Tensor")
+        other = f"{name} are {type(value).__name__}; give a torch.Tensor"
+        refuse(who, {other: not torch.is_tensor(value)})
     shape = list(images.shape)
     faults = {
         f"images have shape {shape}, not [N, C, H, W]": images.ndim != 4,
@@ -170,12 +167,12 @@ def check_images(who: str, images: torch.Tensor, *labels: torch.Tensor) -> None:
         f"images are {images.dtype}; give floats in [0, 1]": not images.is_floating_point(),
     }
     refuse(who, faults)
-    if len(images) and not ((images >= 0) & (images <= 1)).all():
-        raise InputError(f"{who}: images hold NaN or lie outside [0, 1]")
-    if len(images) > 1 and 0 < float(images.max()) <= 1.001 / 255:
-        raise InputError(
-            f"{who}: no pixel is above 1/255; were they divided by 255 twice? give [0, 1]"
-        )
+    dark = len(images) > 1 and 0 < float(images.max()) <= 1.001 / 255
+    faults = {
+        "images hold NaN or lie outside [0, 1]": not ((images >= 0) & (images <= 1)).all(),
+        "no pixel is above 1/255; were they divided by 255 twice? give [0, 1]": dark,
+    }
+    refuse(who, faults)
     for one in labels:
         count = len(one) if one.ndim == 1 else list(one.shape)
         faults = {
@@ -184,8 +181,7 @@ def check_images(who: str, images: torch.Tensor, *labels: torch.Tensor) -> None:
             "labels hold no numbers": one.is_meta,
         }
         refuse(who, faults)
-        if (one < 0).any():
-            raise InputError(f"{who}: a label is below 0")
+        refuse(who, {"a label is below 0": bool((one < 0).any())})
 
 
 def compressible(who: str, model: nn.Module, images: torch.Tensor | None = None) -> nn.Module:
@@ -198,15 +194,14 @@ def compressible(who: str, model: nn.Module, images: torch.Tensor | None = None)
     model = _unwrapped(who, model)
     if images is not None:
         admitted(who, model, images)
-    for fault in weight_faults(model):
-        raise InputError(f"{who}: {fault}")
+    refuse(who, dict.fromkeys(weight_faults(model), True))
     copied = plain_copy(model)
-    if hooks := hooked(copied):
-        have = "has" if len(hooks) == 1 else "have"
-        raise InputError(
-            f"{who}: {', '.join(hooks[:3])} {have} hooks, which a stored or folded network would "
-            "lose; write them into forward"
-        )
+    hooks = hooked(copied)
+    lost = (
+        f"{', '.join(hooks[:3])} {'has' if len(hooks) == 1 else 'have'} hooks, which a stored or "
+        "folded network would lose; write them into forward"
+    )
+    refuse(who, {lost: bool(hooks)})
     return unshared(copied)
 
 
@@ -239,14 +234,14 @@ def weight_faults(model: nn.Module) -> Iterator[str]:
 def _unwrapped(who: str, model: Any) -> nn.Module:
     """What `Drawn`, torch.compile or data parallelism wraps; InputError for no nn.Module."""
     model = model.model if isinstance(model, Drawn) else model
-    if not isinstance(model, nn.Module):
-        raise InputError(f"{who}: {type(model).__name__} is no nn.Module")
-    if any(getattr(of_all, f"_global{hooks}") for hooks in HOOKS):
-        raise InputError(f"{who}: hooks are registered for all modules of torch; remove them")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise InputError(
-            f"{who}: the model is a ScriptModule; give the network that it was made from"
-        )
+    hooks = any(getattr(of_all, f"_global{kind}") for kind in HOOKS)
+    scripted = isinstance(model, torch.jit.ScriptModule)
+    faults = {
+        f"{type(model).__name__} is no nn.Module": not isinstance(model, nn.Module),
+        "hooks are registered for all modules of torch; remove them": hooks,
+        "the model is a ScriptModule; give the network that it was made from": scripted,
+    }
+    refuse(who, faults)
     while isinstance(inside := getattr(model, "_orig_mod", None), nn.Module):
         model = inside
     wrappers = nn.DataParallel, nn.parallel.DistributedDataParallel

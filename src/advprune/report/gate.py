@@ -126,9 +126,17 @@ def judge_trees(
     for name in [active] if only else dict.fromkeys([active, *there.profiles, *here.profiles]):
         after = made if name == active else here.revision(name)
         judged = judge(there.revision(name) or Revision({}), after or Revision({}), rules, order)
-        if recompute and name not in rules.allow and (why := _unshown(name, active, here, there)):
-            why = f"{why} (--allow {quoted(name)})."
-            judged = replace(judged, failures=[*judged.failures, why])
+        needed = recompute and name not in rules.allow  # records that show what it has
+        why = ""
+        if needed and name == active and there.paths:
+            known = yaml_of(git("show", f"{there.commit}:./{FILE}"), there.where + FILE)
+            if isinstance(known, Mapping) and known.get("profile", active) != active:
+                why = "It was not the active profile, which is then not measured"
+        elif needed and name != active and here.results(name) != there.results(name):
+            why = "The results changed, and no records here show them"
+        if why:
+            failures = [*judged.failures, f"{why} (--allow {quoted(name)})."]
+            judged = replace(judged, failures=failures)
         found.append((f"Robustness of {code(name)} against {base}", judged))
     unknown = sorted(set(rules.floors) - {""} - {row.name for _, one in found for row in one.rows})
     if unknown:
@@ -137,17 +145,6 @@ def judge_trees(
         judged = judge(committed, made, Rules(rules.alpha, allow=rules.allow), order)
         found.append((f"Records of {code(active)} against its results.csv", judged))
     return found
-
-
-def _unshown(profile: str, active: str, here: Tree, there: Tree) -> str:
-    """Why the records of the active profile do not show how robust the models of a profile are."""
-    if profile == active:
-        before = git("show", f"{there.commit}:./{FILE}") if there.paths else "{}"
-        known = yaml_of(before, there.where + FILE)
-        other = isinstance(known, Mapping) and known.get("profile", active) != active
-        return "It was not the active profile, which is then not measured" if other else ""
-    changed = here.results(profile) != there.results(profile)
-    return "The results changed, and no records here show them" if changed else ""
 
 
 def judge(
@@ -248,28 +245,44 @@ def _failures(row: Row, rules: Rules) -> Iterator[str]:
 
 def _changes(rows: list[Row], before: Revision, after: Revision) -> Iterator[tuple[str, str]]:
     """Changes of the measurement itself: the name to allow each by, and a sentence."""
-    both = [
-        (quoted(row.name), row, row.before, row.after) for row in rows if row.before and row.after
-    ]
+    both = [(row, row.before, row.after) for row in rows if row.before and row.after]
+    apart = {row.name: len(b.robust) < len(a.robust) for row, a, b in both if row.is_unpaired}
     for what, fewer in (("Fewer", True), ("Other", False)):
-        apart = [(name, a, b) for name, row, a, b in both if row.is_unpaired]
-        if names := [name for name, a, b in apart if (len(b.robust) < len(a.robust)) is fewer]:
+        if names := [quoted(name) for name, has_fewer in apart.items() if has_fewer is fewer]:
             yield IMAGES, f"{what} images: {listed(names)}"
     if before.settings is not None and before.settings != after.settings:
         yield SETTINGS, "The settings of data, seed or attacks differ"
-    if names := [name for name, _, a, b in both if a.budget != b.budget]:
+    if names := [quoted(row.name) for row, a, b in both if a.budget != b.budget]:
         yield SETTINGS, f"Attacked otherwise: {listed(names)}"
-    for name, _, a, b in both:
+    for row, a, b in both:
         if gone := [quoted(one.removeprefix(ATTACK)) for one in sorted(a.attacks - b.attacks)]:
-            yield SETTINGS, f"{name} went without {listed(gone)}"
+            yield SETTINGS, f"{quoted(row.name)} went without {listed(gone)}"
 
 
 def page(gate: Gate, title: str) -> str:
     """The gate in Markdown: outcome, reasons, and one row per model."""
-    ended = "passed" if gate.passed else "FAILED"
+    ended, cells = "passed" if gate.passed else "FAILED", []
     with formats.budgets_in(gate.norm):
-        cells = [_cells(row, gate.alpha) for row in gate.rows]
         names = [name.format(formats.heading("median_distance")) for name in COLUMNS]
+        for row in gate.rows:
+            name, both, tests = quoted(row.name), (row.before, row.after), row.tests
+            clean = [percent(one and one.clean) for one in both]
+            rates = [(one.rate.value, *one.rate.interval) if one else None for one in both]
+            robust = [formats.interval(*one) if one else NOTHING for one in rates]
+            lost = [str(row.pairs[k].lost) if row.pairs else NOTHING for k in ("clean", "robust")]
+            p, far = (p_value(tests[k].p if k in tests else None) for k in ("robust", "distance"))
+            p += UNPAIRED * row.is_unpaired
+            distances = [one.distance if one and row.pairs else NOTHING for one in both]
+            verdicts = [quoted(one.verdict) if one else NOTHING for one in both]
+            if None in both:
+                mark = "new" if row.after else "gone"
+            elif any(row.changed(kind, -1, gate.alpha) for kind in tests) or row.is_distrusted:
+                mark = "✗"
+            else:
+                mark = "▲" if row.changed("robust", 1, gate.alpha) else "="
+            cells.append(
+                [name, *clean, lost[0], *robust, lost[1], p, *distances, far, *verdicts, mark]
+            )
     tested = formats.counted(sum(bool(row.tests) for row in gate.rows), "model")
     parts = [
         f"## {title}: {ended}",
@@ -282,23 +295,3 @@ def page(gate: Gate, title: str) -> str:
         f"{tested}; level {gate.alpha:g}.",
     ]
     return "\n\n".join(part for part in parts if part)
-
-
-def _cells(row: Row, alpha: float) -> list[str]:
-    both = row.before, row.after
-    rates = [
-        formats.interval(one.rate.value, *one.rate.interval) if one else NOTHING for one in both
-    ]
-    clean = [percent(one and one.clean) for one in both]
-    verdicts = [quoted(one.verdict) if one else NOTHING for one in both]
-    lost = [str(row.pairs[k].lost) if row.pairs else NOTHING for k in ("clean", "robust")]
-    p, far = (p_value(row.tests[k].p if k in row.tests else None) for k in ("robust", "distance"))
-    distances = [one.distance if one and row.pairs else NOTHING for one in both]
-    if None in both:
-        mark = "new" if row.after else "gone"
-    elif any(row.changed(kind, -1, alpha) for kind in row.tests) or row.is_distrusted:
-        mark = "✗"
-    else:
-        mark = "▲" if row.changed("robust", 1, alpha) else "="
-    name, p = quoted(row.name), p + UNPAIRED * row.is_unpaired
-    return [name, *clean, lost[0], *rates, lost[1], p, *distances, far, *verdicts, mark]
