@@ -31,6 +31,7 @@ from advprune.report.results import results
 from advprune.report.section import sections
 from advprune.report.sections import corruptions as shown
 from advprune.report.sections.speed import TIMINGS
+from advprune.report.tables import rated
 from advprune.studies import check_studies
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 48, 36), (3, 224, 224)]
@@ -155,6 +156,12 @@ def test_shares_are_compared_by_the_paired_t_test():
     assert test.difference == pytest.approx(first.mean() - second.mean())
     with pytest.raises(ValueError, match="not of the same images"):
         compare_shares(Shares(first, 10), Shares(second, 5))
+
+
+def test_shares_of_one_image_show_nothing():
+    one = compare_shares(Shares(np.array([1.0]), 60), Shares(np.array([0.5]), 60))
+    assert one.p == 1 and one.outcome == "not significant" and np.isinf(one.detectable)
+    assert tuple(rated("accuracy", Shares(np.array([0.5]), 60).mean).values()) == (0.5, 0, 1)
 
 
 def test_what_is_called_detectable_is_found_in_80_percent_of_all_cases():

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
-from math import cos, radians, sin
+from math import cos, inf, radians, sin
 from typing import Any
 
 import numpy as np
@@ -246,7 +246,10 @@ class SharesComparison(MeanComparison):
 
     @property
     def detectable(self) -> float:
-        """At this standard error, or the one of losing a single version of some images."""
+        """At this standard error, or the one of losing a single version of some images; infinite of
+        a single image."""
+        if self.mean.images == 1:
+            return inf
         seen, (low, high) = 1 + NORMAL.inv_cdf(POWER) / self.critical, self.ends
         least = smallest_mean_difference(self.mean.images, self.alpha) / self.versions
         return max((high - low) / 2 * seen, least)
