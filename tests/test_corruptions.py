@@ -156,6 +156,10 @@ def test_shares_are_compared_by_the_paired_t_test():
     assert test.difference == pytest.approx(first.mean() - second.mean())
     with pytest.raises(ValueError, match="not of the same images"):
         compare_shares(Shares(first, 10), Shares(second, 5))
+    table = hits({(kind, 1): N for kind in ("jpeg", "contrast")})
+    jpeg, contrast = (shares(table[table.corruption == kind]) for kind in ("jpeg", "contrast"))
+    with pytest.raises(ValueError, match="not of the same images"):
+        compare_shares(jpeg, contrast)
 
 
 def test_shares_of_one_image_show_nothing():
@@ -198,6 +202,10 @@ def test_studies_that_compare_nothing_or_name_no_corruption_are_refused():
         check_studies(settings({"corruptions-E": studied("E-standard")}))
     with pytest.raises(UserError, match="there is no 'rain'"):
         check_studies(settings({"corruptions": studied(kinds=["rain"])}))
+    pair = studied("E-standard", kinds=["contrast", "jpeg"])
+    for kinds in (["contrast"], ["contrast", "pixelate"]):
+        with pytest.raises(UserError, match=r"studies.two.kinds: all models need .* those of one"):
+            check_studies(settings({"one": studied(kinds=kinds), "two": pair}))
     both = {"one": studied(), "two": studied("E-standard"), "three": studied("clamp-standard")}
     check_studies(settings(both))
 
