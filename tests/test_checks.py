@@ -11,7 +11,7 @@ from planted import rows as records
 from advprune.attacks.registry import follows_gradient
 from advprune.evaluate.measures import remnant_accuracy, robust_rates
 from advprune.evaluate.robust import worst_case
-from advprune.evaluate.verdict import Evidence, Verdict, verdict
+from advprune.evaluate.verdict import Evidence, Verdict, beside_one_step, verdict
 
 SEARCH = {"method": "square", "gradients": 0.0}  # without gradients
 FGSM = {"steps": 1, "step": 0.2}
@@ -175,6 +175,16 @@ def test_of_a_random_model_two_sets_of_draws_must_agree() -> None:
     assert judged(white, lucky, frozen)[0] == "reliable"
     unlucky = white.assign(chosen_margin=-0.1)  # broken in the draws that chose it
     assert judged(unlucky, search, frozen)[0] == "reliable"
+
+
+def test_of_several_single_steps_of_a_budget_the_most_harmful_one_counts() -> None:
+    once = [rows(name, kept, **FGSM) for name, kept in (("fgsm", 35), ("one_step", 5), ("x", 20))]
+    tests = beside_one_step(pd.concat([*once, rows("long", 20), rows("longer", 4)]))
+    assert {attack: test.better for (attack, _), test in tests.items()} == {
+        "long": True,
+        "longer": False,
+    }
+    assert {test.second.hits for test in tests.values()} == {5}
 
 
 def test_curves_that_rise_contradict_and_that_end_lower_cast_doubt() -> None:

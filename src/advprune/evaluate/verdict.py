@@ -28,7 +28,7 @@ from advprune.evaluate.evidence import (
     judged,
     more_than_tolerated,
 )
-from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
+from advprune.evaluate.measures import clean_accuracy, remnant_accuracy, right
 
 RELIABLE = "reliable"  # of any other level, robust accuracy and distances are upper bounds
 LEVELS = {PASS: RELIABLE, DOUBT: "suspect", FAIL: "broken"}
@@ -177,13 +177,16 @@ def larger_budgets(evidence: Evidence) -> Iterator[Check]:
 def beside_one_step(records: pd.DataFrame) -> dict[tuple[str, float], Comparison]:
     """Each iterative attack on one model beside a single step (FGSM) of the same norm and budget on
     the same images, by attack and budget, corrected together: `better` where it is shown to do less
-    harm. Attacks whose steps cannot cross the budget are left out."""
+    harm. Attacks whose steps cannot cross the budget are left out; of several single steps, the one
+    that does most harm counts."""
     table = records.assign(budget=records.eps.round(6), norm=records.norm.fillna("Linf"))
     once = table[(table.steps == 1) & ~(table.step < table.eps) & (table.budget > 0)]
     reach = (table.steps * table.step >= table.eps) | (table.method == "apgd")
     many = table[(table.steps > 1) & table.method.isin(["pgd", "apgd"]) & reach]
     found = {}
-    for (norm, budget), single in once.groupby(["norm", "budget"]):
+    for (norm, budget), singles in once.groupby(["norm", "budget"]):
+        each = [single for _, single in singles.groupby("attack", sort=False)]
+        single = min(each, key=lambda one: int(right(one).sum()))
         own = many[(many.norm == norm) & (many.budget == budget)]
         for attack, part in own.groupby("attack", sort=False):
             test = compare(part.sort_values("index"), single.sort_values("index"))
