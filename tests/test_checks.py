@@ -11,7 +11,13 @@ from planted import rows as records
 from advprune.attacks.registry import follows_gradient
 from advprune.evaluate.measures import remnant_accuracy, robust_rates
 from advprune.evaluate.robust import worst_case
-from advprune.evaluate.verdict import Evidence, Verdict, verdict
+from advprune.evaluate.verdict import (
+    Evidence,
+    Verdict,
+    beside_one_step,
+    larger_budgets,
+    verdict,
+)
 
 SEARCH = {"method": "square", "gradients": 0.0}  # without gradients
 FGSM = {"steps": 1, "step": 0.2}
@@ -56,7 +62,7 @@ DECLARED = {"slope_error": 1.0, "declared": True}
         (rows("probe_gradient", 40, eps=0.0, gradient=[0.0] * 2 + [1.0] * 38), "suspect", "zero"),
         (rows("probe_gradient", 40, eps=0.0, gradient=[0.0] * 8 + [1.0] * 32), "broken", "zero"),
         (rows("curve_eps", 20, eps=0.6, linf=0.6), "broken", "largest"),
-        (rows("curve_eps", 20, eps=0.3, linf=0.3), "suspect", "largest"),
+        (rows("curve_eps", 20, eps=0.3, linf=0.3), "reliable", None),  # as robust networks do
         (rows("probe_honesty", 40, **HONEST), "reliable", None),
         (rows("probe_honesty", 40, **HONEST | {"slope_error": 0.3}), "broken", "wrong"),
         (rows("probe_honesty", 40, **HONEST | {"step_error": 1.0}), "broken", "wrong"),
@@ -177,6 +183,16 @@ def test_of_a_random_model_two_sets_of_draws_must_agree() -> None:
     assert judged(unlucky, search, frozen)[0] == "reliable"
 
 
+def test_of_several_single_steps_of_a_budget_the_most_harmful_one_counts() -> None:
+    once = [rows(name, kept, **FGSM) for name, kept in (("fgsm", 35), ("one_step", 5), ("x", 20))]
+    tests = beside_one_step(pd.concat([*once, rows("long", 20), rows("longer", 4)]))
+    assert {attack: test.better for (attack, _), test in tests.items()} == {
+        "long": True,
+        "longer": False,
+    }
+    assert {test.second.hits for test in tests.values()} == {5}
+
+
 def test_curves_that_rise_contradict_and_that_end_lower_cast_doubt() -> None:
     steps = [rows("curve_steps", kept, steps=s) for s, kept in ((1, 10), (5, 4), (50, 4))]
     assert level(*steps)[0] == "reliable"
@@ -220,3 +236,11 @@ def test_a_budget_in_l2_is_judged_by_the_size_of_the_image() -> None:
     """0.5 of 3,072 pixels is a small change, which a robust model withstands."""
     for eps, expected in ((0.5, "reliable"), (0.5 * 3072**0.5, "broken")):
         assert level(rows("curve_eps", 20, norm="L2", eps=eps), pixels=3072)[0] == expected
+
+
+def test_a_largest_budget_that_leaves_an_image_recognizable_is_not_asked() -> None:
+    main, search = rows("main", 4), rows("square", 20, **SEARCH)
+    for eps, kept, said in ((0.3, 20, "not asked"), (0.3, 5, "no better"), (0.5, 20, "above")):
+        table = pd.concat([main, search, rows("curve_eps", kept, eps=eps)])
+        checks = {one.name: one for one in larger_budgets(Evidence(table, "main", 4))}
+        assert checks["largest budget"].reason.startswith(said)

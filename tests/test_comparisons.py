@@ -13,7 +13,11 @@ from scipy.stats import binom, binomtest, mannwhitneyu, norm, wilcoxon
 from advprune.evaluate import flips
 from advprune.evaluate.compare import LOWER_CLEAN, compare, compare_hits, corrected, with_control
 from advprune.evaluate.distances import compare_distances
-from advprune.evaluate.means import compare_means, smallest_mean_difference
+from advprune.evaluate.means import (
+    compare_calibration,
+    compare_means,
+    smallest_mean_difference,
+)
 from advprune.evaluate.statistics import (
     difference_interval,
     equivalence,
@@ -157,6 +161,25 @@ def test_means_over_seeds_and_images_are_compared_alike():
     least = smallest_mean_difference(200, 0.05)
     shown = np.mean([_shown(random, least) for _ in range(300)])
     assert shown > 0.8
+
+
+def test_values_that_are_all_the_same_are_not_certain():
+    """Of one image nothing is known; of n that agree, what the sign test says of n."""
+    one = compare_means(np.array([[1.0]]), np.array([[0.5]]))
+    assert one.p == 1 and one.interval == (-1, 1) and np.isinf(one.detectable)
+    assert one.outcome == "not significant"
+    for n in (2, 5, 6, 20):
+        first, second = np.full((1, n), 0.7), np.full((1, n), 0.4)  # a spread of rounding alone
+        found = compare_means(first, second)
+        assert found.p == pytest.approx(binomtest(n, n).pvalue)
+        assert found.outcome == ("higher" if n > 5 else "not significant")
+        low, high = found.interval
+        assert low < 0.3 < high and (low > 0) == (n > 5)
+        assert compare_means(first, first).outcome == "not significant"
+    sure = pd.DataFrame({"adv_confidence": [0.6], "adv_pred": 0, "label": 0})
+    found = compare_calibration(sure, sure.assign(adv_confidence=0.9), 0.02)
+    assert found.p == 1 and found.outcome == "not significant"
+    assert compare_calibration(sure, sure, 0.02).outcome == "not significant"
 
 
 def _shown(random, difference):

@@ -31,6 +31,7 @@ from advprune.report.results import results
 from advprune.report.section import sections
 from advprune.report.sections import corruptions as shown
 from advprune.report.sections.speed import TIMINGS
+from advprune.report.tables import rated
 from advprune.studies import check_studies
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 48, 36), (3, 224, 224)]
@@ -155,6 +156,16 @@ def test_shares_are_compared_by_the_paired_t_test():
     assert test.difference == pytest.approx(first.mean() - second.mean())
     with pytest.raises(ValueError, match="not of the same images"):
         compare_shares(Shares(first, 10), Shares(second, 5))
+    table = hits({(kind, 1): N for kind in ("jpeg", "contrast")})
+    jpeg, contrast = (shares(table[table.corruption == kind]) for kind in ("jpeg", "contrast"))
+    with pytest.raises(ValueError, match="not of the same images"):
+        compare_shares(jpeg, contrast)
+
+
+def test_shares_of_one_image_show_nothing():
+    one = compare_shares(Shares(np.array([1.0]), 60), Shares(np.array([0.5]), 60))
+    assert one.p == 1 and one.outcome == "not significant" and np.isinf(one.detectable)
+    assert tuple(rated("accuracy", Shares(np.array([0.5]), 60).mean).values()) == (0.5, 0, 1)
 
 
 def test_what_is_called_detectable_is_found_in_80_percent_of_all_cases():
@@ -191,6 +202,10 @@ def test_studies_that_compare_nothing_or_name_no_corruption_are_refused():
         check_studies(settings({"corruptions-E": studied("E-standard")}))
     with pytest.raises(UserError, match="there is no 'rain'"):
         check_studies(settings({"corruptions": studied(kinds=["rain"])}))
+    pair = studied("E-standard", kinds=["contrast", "jpeg"])
+    for kinds in (["contrast"], ["contrast", "pixelate"]):
+        with pytest.raises(UserError, match=r"studies.two.kinds: all models need .* those of one"):
+            check_studies(settings({"one": studied(kinds=kinds), "two": pair}))
     both = {"one": studied(), "two": studied("E-standard"), "three": studied("clamp-standard")}
     check_studies(settings(both))
 

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 from browser import BROWSER, run_in
-from planted import model, run_of, searched, settings
+from planted import elsewhere, model, run_of, searched, settings
+from planted import planted as first
 from test_claims import against, claim
 
 from advprune.report import chart_live
@@ -119,6 +120,10 @@ def test_price_transfer_and_trust_are_a_sentence_each():
     assert "75.0 % (59.8–85.8) accuracy on images crafted on its dense network" in found
     assert "but 10.0 % (4.0–23.1) when attacked directly (p < 0.001)" in found
     assert "significantly for no compressed model" in transfer(run_of(model("A")))
+    # What either breaks alone is the same: nothing is overstated, whatever both break together.
+    other = {("dense-standard", "main"): elsewhere("main", ~first(20))}
+    apart = replace(model("A", (20, 20, 20)), transfers=other)
+    assert "significantly for no compressed model" in transfer(run_of(apart))
     assert trust(run_of()) == "All 3 robust accuracies passed every check."
     hidden = model("A", (36, 36, 36), carried=8, suite=[searched(20)])
     assert trust(run_of(hidden)) == (

@@ -13,6 +13,7 @@ from advprune.core.params import FROM_DENSE
 from advprune.evaluate.acting import ends, last_stage, sigma_growth
 from advprune.evaluate.flips import START, pairs_of
 from advprune.evaluate.means import compare_means, mean
+from advprune.evaluate.protocol import worst_of
 from advprune.report.chart import panels
 from advprune.report.formats import bounds
 from advprune.report.results import results
@@ -71,6 +72,17 @@ def test_scenarios_by_hand(exchange):
     # int8 is nearly the dense network, so its images are no other compressed network's.
     assert pd.isna(row["accuracy:from compressed, mean"])
     assert found.loc["int8-standard", "accuracy:from compressed, mean"] == 10 / N
+
+
+def test_what_all_sources_do_to_a_random_model_is_no_luck_of_a_draw():
+    """All images of seed1 fool the model in the draws that score it, none in those that choose."""
+    params = settings()
+    sent = {("dense-standard", "field"): 20, ("seed1", "momentum"): 0}
+    one = model("E-standard", params, {}, sent)
+    for (_, attack), table in one.transfers.items():
+        table["chosen_margin"] = 0.5 if attack == "momentum" else 0.25
+    run = run_of([model("dense-standard", params, {}), one], params)
+    assert transfer.scenarios(run)["accuracy:all sources"].tolist() == [20 / N]
 
 
 # --- distances -----------------------------------------------------------------------------------
@@ -280,6 +292,14 @@ def test_gains_are_corrected_for_the_budgets_of_an_attack(sap):
     assert worst.eps == EPS and worst["accuracy:SAP"] == 8 / N and worst["accuracy:dense"] == 6 / N
     assert worst.p == mcnemar(6, 4) and worst.outcome == "not significant"
     assert "long" in set(found.attack)  # of another budget, by itself
+
+
+def test_the_worst_case_is_chosen_and_scored_by_different_draws():
+    """Each attack breaks an image by luck: the draws that choose say that the first does harm."""
+    lucky = records("a", first(0)).assign(chosen_margin=0.5)
+    firm = records("b", first(N)).assign(chosen_margin=0.25)
+    worst = worst_of({"a": lucky, "b": firm})
+    assert (worst.attack == "b").all() and (worst.adv_pred == worst.label).all()
 
 
 def test_adaptive_attacks_by_score_and_cost(sap):

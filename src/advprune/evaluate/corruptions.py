@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
-from math import cos, radians, sin
+from math import cos, inf, radians, sin
 from typing import Any
 
 import numpy as np
@@ -221,10 +221,12 @@ def pixelate(x: np.ndarray, share: float, random: np.random.Generator) -> np.nda
 
 @dataclass(frozen=True, eq=False)
 class Shares:
-    """Per image the share of its `versions` that a model has right, `[n]`."""
+    """Per image the share of its `versions` that a model has right, `[n]`. which: those versions,
+    by corruption and severity."""
 
     values: np.ndarray
     versions: int
+    which: frozenset[tuple[str, int]] = frozenset()
 
     @property
     def mean(self) -> Mean:
@@ -235,7 +237,8 @@ class Shares:
 def shares(records: pd.DataFrame) -> Shares:
     """The shares of records of corrupted images, in the order of the images."""
     by_image = records.assign(right=right(records)).groupby("index").right
-    return Shares(by_image.mean().to_numpy(), int(by_image.size().max()))
+    which = frozenset(zip(records.corruption, records.severity, strict=True))
+    return Shares(by_image.mean().to_numpy(), int(by_image.size().max()), which)
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,15 +249,19 @@ class SharesComparison(MeanComparison):
 
     @property
     def detectable(self) -> float:
-        """At this standard error, or the one of losing a single version of some images."""
+        """At this standard error, or the one of losing a single version of some images; infinite of
+        a single image."""
+        if self.mean.images == 1:
+            return inf
         seen, (low, high) = 1 + NORMAL.inv_cdf(POWER) / self.critical, self.ends
         least = smallest_mean_difference(self.mean.images, self.alpha) / self.versions
         return max((high - low) / 2 * seen, least)
 
 
 def compare_shares(first: Shares, second: Shares, margin: float = MARGIN) -> SharesComparison:
-    """A paired t test over images; ValueError where numbers of images or versions differ."""
-    if first.values.shape != second.values.shape or first.versions != second.versions:
+    """A paired t test over images; ValueError where the number of images or versions differ."""
+    alike = first.versions == second.versions and first.which == second.which
+    if first.values.shape != second.values.shape or not alike:
         raise ValueError("compare_shares: the shares are not of the same images")
     test = compare_means(first.values[None], second.values[None], margin)
     return SharesComparison(**vars(test), versions=first.versions)

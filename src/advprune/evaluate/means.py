@@ -5,7 +5,7 @@ i]` is a crossed table with two random effects, as in studies of several readers
 (Gallas, One-shot estimate of MRMC variance, 2006).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf, sqrt
 
 import numpy as np
@@ -17,6 +17,7 @@ from advprune.evaluate.measures import calibration_error
 from advprune.evaluate.statistics import ALPHA, NORMAL, POWER
 
 RESAMPLES = 1000  # of the bootstrap of calibration errors
+NO_SPREAD = 1e-12  # a standard error that is rounding alone
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class Mean:
     """A mean over seeds and images, with its 95 % interval.
 
     deviation: standard deviation of the seeds' own means, None for a single seed. error: standard
-    error of the mean. freedom: degrees of freedom of its t distribution.
+    error of the mean, infinite for a single value. freedom: degrees of freedom of its t
+    distribution.
     """
 
     value: float
@@ -45,10 +47,16 @@ class Mean:
         return self.value - reach, self.value + reach
 
     @property
+    def agree(self) -> bool:
+        """Whether all seeds and images have the same value: without spread, t says nothing."""
+        return self.error < NO_SPREAD
+
+    @property
     def p(self) -> float:
-        """Two-sided p-value of the hypothesis that the mean is 0."""
-        if self.error == 0:
-            return 1.0 if self.value == 0 else 0.0
+        """Two-sided p-value of the hypothesis that the mean is 0: by t, and by the sign test where
+        all values are the same."""
+        if self.agree:
+            return 0.5 ** (max(self.seeds, self.images) - 1) if self.value else 1.0
         return 2 * float(stdtr(self.freedom, -abs(self.value) / self.error))
 
 
@@ -102,9 +110,9 @@ def compare_means(first: np.ndarray, second: np.ndarray, margin: float = MARGIN)
     """Compare tables `[S, n]` of which networks are right on which images: paired in both."""
     found = mean(np.asarray(first, dtype=float) - second)
     # A difference of `margin` has at least this error: where none was seen, it is not zero.
-    error = max(found.error, sqrt(margin * (1 - margin) / found.images))
+    error = max(found.error, _least_error(margin, found.images))
     return MeanComparison(
-        found,
+        replace(found, error=error) if found.agree and found.value else found,
         p=found.p,
         direction=found.value,
         p_equivalent=float(stdtr(found.freedom, (abs(found.value) - margin) / error)),
@@ -124,7 +132,8 @@ def compare_calibration(first: pd.DataFrame, second: pd.DataFrame, margin: float
     value = difference(np.arange(n))
     drawn = [difference(random.integers(n, size=n)) for _ in range(RESAMPLES)]
     found = Mean(value, None, float(np.std(drawn, ddof=1)), inf, 1, n)
-    same = 1 - NORMAL.cdf((margin - abs(value)) / max(found.error, 1e-12))
+    error = _least_error(margin, n) if found.agree else found.error
+    same = 1 - NORMAL.cdf((margin - abs(value)) / error)
     return MeanComparison(found, p=found.p, direction=value, p_equivalent=same, margin=margin)
 
 
@@ -134,7 +143,8 @@ def mean(values: np.ndarray) -> Mean:
     Two-way random effects without repetition: with the mean squares of seeds (a), images (b) and
     their interaction (c), `(a + b - c) / (S n)` estimates Var(mean) without bias; c is not taken
     off, which is on the safe side. Degrees of freedom by Satterthwaite, `(a + b)^2 / (a^2 / (S - 1)
-    + b^2 / (n - 1))`. A single seed leaves the images, a single image the seeds.
+    + b^2 / (n - 1))`. A single seed leaves the images, a single image the seeds, and a single value
+    any mean.
     """
     table = np.asarray(values, dtype=float)
     seeds, images = table.shape
@@ -144,7 +154,13 @@ def mean(values: np.ndarray) -> Mean:
     below = sum(square**2 / (count - 1) for square, count in ((a, seeds), (b, images)) if count > 1)
     freedom = (a + b) ** 2 / below if below else inf
     deviation = sqrt(_variance(by_seed)) if seeds > 1 else None
-    return Mean(whole, deviation, sqrt((a + b) / (seeds * images)), freedom, seeds, images)
+    error = inf if table.size == 1 else sqrt((a + b) / table.size)
+    return Mean(whole, deviation, error, freedom, seeds, images)
+
+
+def _least_error(margin: float, images: int) -> float:
+    """Standard error of a difference of `margin` over images, if none is lost."""
+    return sqrt(margin * (1 - margin) / images)
 
 
 def _variance(means: np.ndarray) -> float:

@@ -51,10 +51,11 @@ def pairs(found: list[ProtocolModel]) -> Iterator[tuple[ProtocolModel, ProtocolM
             yield min(sap, key=lambda one: abs(float(one.options["fraction"]) - 1)), dense[0]
 
 
-def worst_of(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Per image, the row of the attack that leaves the smallest margin."""
+def worst_of(tables: Mapping[Any, pd.DataFrame]) -> pd.DataFrame:
+    """Per image, the row of the attack that leaves the smallest margin in draws of its own: those
+    that score it would call the luck of a draw a worst case."""
     rows = pd.concat(tables.values(), ignore_index=True)
-    worst = rows.loc[rows.groupby("index").adv_margin.idxmin()]
+    worst = rows.loc[rows.groupby("index").chosen_margin.idxmin()]
     return worst.sort_values("index", ignore_index=True)
 
 

@@ -40,7 +40,7 @@ def rated(column: str, found: Rate | Mean) -> Row:
     """
     if isinstance(found, Rate):
         return with_interval(column, found.value, *found.interval)
-    if found.error == 0:
+    if found.agree:
         ends = Rate(round(found.value * found.images), found.images).interval
         return with_interval(column, found.value, *ends)
     return with_interval(column, found.value, *np.clip(found.interval, 0, 1).tolist())

@@ -33,11 +33,14 @@ class CorruptionSettings(Settings):
 
 
 def incomparable(params: Params, typed: dict[str, CorruptionSettings]) -> Iterator[str]:
-    """Every model is compared with its dense network, which must be studied too."""
-    own = {params.studies[name].of: name for name in typed}
+    """Every model is compared with its dense network, which must be studied too, and all models see
+    the same corruptions."""
+    own, first = {params.studies[name].of: name for name in typed}, next(iter(typed), "")
     for model, name in own.items():
         if (root := params.root(model)) not in own:
             yield f"studies.{name}: {model} is compared with {root}, which needs an entry too"
+        if set(typed[name].kinds) != set(typed[first].kinds):
+            yield f"studies.{name}.kinds: all models need the same corruptions, those of {first}"
 
 
 @study("corruptions", CorruptionSettings, incomparable)

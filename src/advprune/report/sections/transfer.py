@@ -5,9 +5,8 @@ from math import inf
 import numpy as np
 import pandas as pd
 
-from advprune.evaluate.compare import right
 from advprune.evaluate.measures import remnant_accuracy
-from advprune.evaluate.statistics import rate
+from advprune.evaluate.protocol import worst_of
 from advprune.evaluate.transfer import transfer_success
 from advprune.report.formats import listed
 from advprune.report.section import Chart, Part, Parts, Run, section
@@ -67,6 +66,6 @@ def scenarios(run: Run) -> pd.DataFrame:
             tried = [remnant_accuracy(model.transferred(a, name)) for a in run.transfer_attacks]
             row[f"accuracy:from {name}"] = min(tried, key=lambda r: r.hits if r.n else inf).value
         sent, attacks = model.transfers.items(), run.transfer_attacks
-        kept = [right(table) for (_, attack), table in sent if attack in attacks]
-        rows.append(row | rated("accuracy:all sources", rate(np.logical_and.reduce(kept))))
+        worst = worst_of({key: table for key, table in sent if key[1] in attacks})
+        rows.append(row | rated("accuracy:all sources", remnant_accuracy(worst)))
     return pd.DataFrame(rows)
