@@ -96,7 +96,7 @@ def test_what_the_users_code_does_is_no_answer(theirs, capsys, run):
     assert capsys.readouterr().err.strip() == f"error: {'x' * 300}: File name too long"
 
 
-def test_a_reader_that_has_gone_is_no_error(capsys):
+def test_a_reader_that_has_gone_is_no_error(capsys, monkeypatch):
     """As `| head` is: what Typer makes of a closed pipe is not the called code's own exit."""
     app = typer.Typer()
 
@@ -104,6 +104,7 @@ def test_a_reader_that_has_gone_is_no_error(capsys):
     def talks():
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
+    monkeypatch.setattr("sys.argv", ["it"])
     assert ended(app, "it") == 2
     assert capsys.readouterr().err == ""
 
