@@ -222,6 +222,12 @@ def test_a_profile_overrides_key_by_key():
             {"after": "distance", "within": "2*eps"} | SQUARE,
             ["attacks.x.within: of method apgd alone"],
         ),
+        ("attacks/distance/after", "apgd_ce", ["attacks.distance.after: minimum_norm finds a dis"]),
+        (
+            "attacks/x",
+            {"method": "hopskipjump", "after": "apgd_ce"},
+            ["attacks.x.after: hopskipjump finds a distance for every image; leave after out"],
+        ),
         ("attacks/apgd_ce/within", "2*eps", ["apgd_ce.within: name the search for distances"]),
         ("attacks/apgd_near/within", "eps", ["apgd_near.within: what lies within the budget is"]),
         ("attacks/apgd_near/after", "apgd_near", ["apgd_near.after: this is the attack itself"]),

@@ -14,6 +14,7 @@ from advprune.attacks.cost import Cost
 from advprune.attacks.registry import typed
 from advprune.core import params
 from advprune.core.attack_settings import KINDS
+from advprune.core.errors import InputError
 from advprune.data import prepare
 from advprune.evaluate.craft import Work, craft, rows
 from advprune.evaluate.honesty import slope_errors
@@ -134,6 +135,38 @@ def test_a_linear_network_has_no_error_and_half_of_it_one_that_is_known(attacked
     assert errors(doubled, attacked).max().max() < 1e-6
     astray = errors(masked.Backwards(linear), attacked)
     assert np.allclose(astray, 2.0, atol=1e-4)  # |a - (-a)| / |a|
+
+
+class NanBetweenLevels(nn.Module):
+    """NaN, or infinite logits, on every image that has no 8-bit values."""
+
+    def __init__(self, network: nn.Module, value: float) -> None:
+        super().__init__()
+        self.network, self.value = network, value
+
+    def forward(self, x: Tensor) -> Tensor:
+        between = ((x * 255 - (x * 255).round()).abs() > 1e-2).flatten(1).any(1)
+        return torch.where(between[:, None], self.value, self.network(x))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_slope_that_is_no_number_is_wrong(value: float, attacked: Pair) -> None:
+    found = errors(NanBetweenLevels(shipped("dense-standard.fp16"), value).eval(), attacked)
+    assert (found == 1).all(axis=None) and dishonest(found)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("name", ["field", "apgd_ce", "square", "distance", "autoattack"])
+def test_nan_between_the_levels_is_refused_by_every_attack(
+    name: str, value: float, attacked: Pair
+) -> None:
+    model, few = NanBetweenLevels(shipped("dense-standard.fp16"), value).eval(), 6
+    setting = typed(name, PARAMS.active().attacks[name])
+    if name == "square":  # at a budget between two levels
+        setting = setting.model_copy(update={"eps": 48.5 / 255})
+    with pytest.raises(InputError, match="NaN or infinite logits on changed images; give") as said:
+        craft(model, attacked[0][:few], attacked[1][:few], setting)
+    assert "\n" not in str(said.value)
 
 
 @pytest.mark.parametrize("share", [1 / 3, 1.0])

@@ -145,7 +145,8 @@ def opened(
 ) -> Iterator[Opened[T]]:
     """Check and prepare an attack on images `[N, C, H, W]` in [0, 1] and labels `[N]`.
 
-    ValueError on shapes, ranges or options that make no sense.
+    ValueError on shapes, ranges or options that make no sense and, in the end, where the model
+    answered what was tried with NaN or infinite logits.
     """
     check_images(name, *attacked)
     check_numbers(name, 0, eps=eps)
@@ -165,9 +166,15 @@ def opened(
     quick = copies[0] if len(copies) == 1 else Ensemble(copies)
     if how.exact or foreign or needs_twin(model) or how.precision != "float32":
         copies.append(attack_copy(model, device, fold=False))
-    cost = how.cost or Cost()
+    cost, odd = how.cost or Cost(), torch.zeros((), dtype=torch.bool, device=device)
+
+    def note(_: nn.Module, given: tuple[Tensor, ...], logits: Tensor) -> None:
+        # Asked for at the end alone, as a GPU would wait for every pass.
+        odd.logical_or_((given[0].isfinite().all() & ~logits.isfinite().all()).to(device))
+
     for private in copies:
         cost.watch(private)
+        private.register_forward_hook(note)
     if how.backward is not None:
         set_backward(quick, how.backward)
     randomized = is_randomized(model)
@@ -176,6 +183,9 @@ def opened(
         if randomized:
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         yield Opened(quick, copies[-1], *attacked, eps, how, generator, cost, device, randomized)
+    # To an attack such a point does not fool, so that the model would look robust.
+    fault = "the model returns NaN or infinite logits on changed images; give finite ones on all "
+    refuse(name, {fault + "of [0, 1], without which it would look robust": bool(odd)})
 
 
 def expected_gradient(

@@ -131,11 +131,17 @@ def typed(name: str, setting: Attack) -> Attack:
 
 
 def attacks_of(profile: Profile) -> dict[str, Attack]:
-    """All attacks of a profile by name, typed: wrong settings are refused here, and `within` where
-    nothing finds distances or nothing can begin from what was found."""
+    """All attacks of a profile by name, typed: wrong settings are refused here, `within` where
+    nothing finds distances or nothing can begin from what was found, and `after` of a search for
+    distances, which every image has."""
     found = {name: typed(name, setting) for name, setting in profile.attacks.items()}
     for name, setting in found.items():
         place, after = f"attacks.{name}.within", setting.after
+        if after is not None and method_of(setting).distances:
+            raise UserError(
+                f"attacks.{name}.after: {setting.method} finds a distance for every image; leave "
+                "after out"
+            )
         if setting.within is None or after is None:
             continue
         if not method_of(found[after]).distances:

@@ -41,9 +41,10 @@ def slope_errors(
     """Relative errors `[N]` of the derivative, of a deterministic model on images and labels.
 
     `|a - f| / max(|a|, |f|)` of the slopes a by autograd and f by differences, the larger of that
-    along the attack's own direction and that along random ones; 0 where both are 0. `slope_error`:
-    over tiny steps, the smallest of them; not where a rule is declared. `step_error`: over `PART`
-    of the budget; where a rule is declared, over the attack's step along its own direction.
+    along the attack's own direction and that along random ones; 0 where both are 0, 1 where one is
+    not finite. `slope_error`: over tiny steps, the smallest of them; not where a rule is declared.
+    `step_error`: over `PART` of the budget; where a rule is declared, over the attack's step along
+    its own direction.
     """
     device, kind = device_of(model), torch.float32
     try:
@@ -122,7 +123,7 @@ class _Field:
             own, other = a[:, part], f[:, :, part]
             size = torch.maximum(other.square().sum((1, 2)), own.square().sum((0, 1))).sqrt()
             error = (own - other).square().sum((1, 2)).sqrt()  # [steps, N]
-            found.append(torch.where(size > 0, error / torch.where(size > 0, size, 1.0), 0.0))
+            found.append((error / size.where(size != 0, 1.0)).nan_to_num(1.0, 1.0))
         return torch.stack(found, 2)
 
     def _uniform(self, images: Tensor) -> Tensor:

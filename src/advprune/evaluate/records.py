@@ -38,7 +38,7 @@ def all_logits(model: nn.Module, images: Tensor, scoring: Scoring = Scoring()) -
     """Logits `[D, N, K]` in float32 on the CPU: D is `draws` for a randomized model, else 1.
 
     images: float `[N, C, H, W]` in [0, 1]. The model passes `models.border.admitted`; it and the
-    global random state stay as they were.
+    global random state stay as they were. InputError where logits are not finite.
     """
     model = admitted("score", model, images)
     device, count = device_of(model), scoring.draws if is_randomized(model) else 1
@@ -52,7 +52,9 @@ def all_logits(model: nn.Module, images: Tensor, scoring: Scoring = Scoring()) -
         if count > 1:
             torch.manual_seed(salted(scoring.seed, "score"))
         parts = by_batch(model, images.split(scoring.batch), of, Cost())
-    return torch.cat(parts, dim=1)
+    found = torch.cat(parts, dim=1)
+    refuse("score", {"the model gives logits that are NaN or infinite": not found.isfinite().all()})
+    return found
 
 
 def predictions(model: nn.Module, images: Tensor) -> Tensor:
@@ -112,8 +114,6 @@ def answers(
     twice = side == "adv" and is_randomized(model)
     asked = replace(scoring, draws=scoring.draws * (1 + twice))
     draws = all_logits(model, images, asked)  # [D, N, K]
-    if not torch.isfinite(draws).all():
-        raise ValueError("score: the model gives logits that are NaN or infinite")
     choosing, draws = draws.chunk(2) if twice else (draws, draws)
     logits = draws.mean(0)
     if scoring.average == "probabilities" and len(draws) > 1:
