@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils import prune as torch_prune
 
@@ -36,13 +36,84 @@ def test_pixels_by_hand_and_within_the_budget():
     # As in nn-prune's table.
     as_published = to_pixels(adv.clamp(0, 1), clean, 0.03, rounding="nearest")
     assert as_published.flatten().tolist() == [8, 108, 92, 255, 247]
+
+
+def lengths(change: Tensor) -> Tensor:
+    return change.flatten(1).double().norm(dim=1)
+
+
+def changes(shape: tuple[int, ...], eps: float, flat: bool = False) -> tuple[Tensor, Tensor]:
+    """8-bit images `[8, …]` away from 0 and 1, and random changes of L2 length eps."""
     generator = torch.Generator().manual_seed(0)
-    clean = torch.randint(0, 256, (16, 3, 4, 4), generator=generator) / 255
-    noise = torch.randn(clean.shape, generator=generator)
-    noise *= (0.5 / noise.flatten(1).norm(dim=1)).view(-1, 1, 1, 1)
-    pixels = to_pixels((clean + noise).clamp(0, 1), clean, 0.5, "L2") / 255
-    length = (pixels - clean).flatten(1).norm(dim=1)
-    assert length.max() <= 0.5 + 1e-6 and length.min() > 0.3
+    clean = torch.randint(100, 156, (8, *shape), generator=generator) / 255
+    change = torch.randn(clean.shape, generator=generator)
+    change = change.sign() if flat else change
+    return clean, eps * change / lengths(change).view(-1, 1, 1, 1).float()
+
+
+@pytest.mark.parametrize("side", [1, 3, 4, 32, 64])
+@pytest.mark.parametrize("eps", [0.0, 1 / 255, 0.05, 0.5, 3.0])
+def test_l2_pixels_stay_within_the_budget_and_a_second_rounding_changes_nothing(side, eps):
+    clean, change = changes((3, side, side), eps)
+    for scale in (1.0, 0.5, 1.5):  # inside the budget, too, and outside
+        pixels = to_pixels((clean + scale * change).clamp(0, 1), clean, eps, "L2")
+        found = (pixels.double() - (clean * 255).round().double()) / 255
+        assert (lengths(found) <= min(scale, 1.0) * eps + 1e-6).all()
+        assert torch.equal(to_pixels(pixels / 255, clean, eps, "L2"), pixels)
+        alone = to_pixels((clean + scale * change).clamp(0, 1)[3:4], clean[3:4], eps, "L2")
+        assert torch.equal(alone, pixels[3:4])
+
+
+@pytest.mark.parametrize(
+    ("side", "eps", "flat", "part"),
+    [
+        (32, 0.5, False, 0.99),
+        (32, 0.5, True, 0.98),
+        (64, 0.5, False, 0.96),
+        # 0.55 levels for each pixel; of a flat change, one level in 30 % of them.
+        (224, 0.84, False, 0.84),
+        (224, 0.84, True, 0.54),
+    ],
+)
+def test_little_of_an_l2_change_is_lost_in_pixels(side, eps, flat, part):
+    clean, change = changes((3, side, side), eps, flat)
+    found = to_pixels(clean + change, clean, eps, "L2") / 255 - clean
+    along = (found * change).flatten(1).sum(1) / eps**2
+    assert along.min() > part and lengths(found).min() > 0.99 * eps
+
+
+def test_no_l2_pixels_of_the_same_length_go_farther_along_the_change():
+    """Against every change of three pixels by up to four levels; thresholds that differ from pixel
+    to pixel cost little."""
+    steps = torch.arange(-4.0, 5.0)
+    every = torch.cartesian_prod(steps, steps, steps)  # [729, 3]
+    change = torch.randn(200, 3, generator=torch.Generator().manual_seed(1))
+    change = 4 * change / change.norm(dim=1, keepdim=True)
+    clean = torch.full((200, 3, 1, 1), 100 / 255)
+    pixels = to_pixels(clean + change.view(200, 3, 1, 1) / 255, clean, 4 / 255, "L2")
+    found = pixels.flatten(1) - 100.0
+    shorter = every.norm(dim=1)[None] <= found.norm(dim=1)[:, None] + 1e-3
+    best = (change @ every.T).masked_fill(~shorter, 0).amax(1)
+    reached = (change * found).sum(1)
+    assert (reached > 0.95 * best).all() and (reached > 0.999 * best).float().mean() > 0.9
+    assert found.norm(dim=1).min() > 2.5 and found.norm(dim=1).mean() > 3.5
+
+
+def test_in_l2_pixels_a_linear_model_is_broken_up_to_its_distance():
+    """Images of 3x64x64, where the budget is 1.15 grey levels for each pixel."""
+    weight = torch.randn(3 * 64 * 64, generator=torch.Generator().manual_seed(1))
+    weight, images = weight / weight.norm(), torch.full((8, 3, 64, 64), 128 / 255)
+    layer = nn.Linear(len(weight), 2)
+    with torch.no_grad():
+        layer.weight.copy_(torch.stack([-weight, weight]) / 2)
+    for distance, broken in ((0.4, 8), (0.51, 0)):
+        with torch.no_grad():
+            middle = (weight * 128 / 255).sum() / 2
+            layer.bias.copy_(torch.stack([middle + distance / 2, -middle - distance / 2]))
+        model, labels = nn.Sequential(nn.Flatten(), layer), torch.zeros(8, dtype=torch.int64)
+        adv = apgd(model, images, labels, APGDSettings(0.5, 10, "ce", norm="L2", pixels=True))
+        pixels = to_pixels(adv, images, 0.5, "L2") / 255
+        assert int((model(pixels).argmax(1) != labels).sum()) == broken
 
 
 @pytest.mark.parametrize("architecture", ["resnet18", "resnet20"])

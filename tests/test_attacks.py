@@ -217,6 +217,19 @@ def test_what_is_found_depends_neither_on_the_batch_nor_on_the_order_of_the_queu
         assert (one - few).abs().max() < 1e-6
 
 
+def test_of_runs_that_end_together_the_best_is_kept(network, digits):
+    """All runs of a sample in one batch, where they end in one step, or each by itself."""
+    images, labels = digits[0][:20], network(digits[0][:20]).argmax(1)
+    settings = APGDSettings(0.05, 5, restarts=6, drop=False)
+    together = apgd(network, images, labels, replace(settings, batch=120))
+    alone = [
+        apgd(network, images, labels, replace(settings, batch=20, restarts=k)) for k in range(1, 7)
+    ]
+    highest = torch.stack([cross_entropy(network(x), labels) for x in alone]).amax(0)
+    assert torch.allclose(cross_entropy(network(together), labels), highest, atol=1e-5)
+    assert (highest > cross_entropy(network(alone[0]), labels) + 1e-4).any()
+
+
 def test_decided_samples_cost_nothing_and_the_batch_stays_full(network, digits):
     images, labels = digits[0], network(digits[0]).argmax(1)
     (model, seen), cost, steps = recorded(network), Cost(), list[int]()
@@ -344,9 +357,12 @@ def test_the_method_notes_distances_and_stretches_to_the_budget():
     images_found = method_of(setting).function(model, images, labels, setting, context)
     distance = context.found["distance"]
     assert (distance / known - 1).abs().max() < 0.02
-    size, inside = (images_found - images).flatten(1).abs().amax(1), distance <= setting.eps
-    assert 10 < inside.sum() < 30 and (size[~inside] == 0).all()
-    assert torch.allclose(size[inside], torch.tensor(setting.eps))
+    change = (images_found - images).flatten(1)
+    inside = distance <= setting.eps
+    assert 10 < inside.sum() < 30
+    assert torch.allclose(change.abs().amax(1), torch.tensor(setting.eps))
+    before, after = (margin(model(x), labels)[~inside] for x in (images, images_found))
+    assert (before < after).all() and (after < 0).all()  # on the way to a border farther away
 
 
 @NORMS

@@ -364,6 +364,8 @@ def test_an_attack_that_comes_after_another_works_on_what_that_did_not_break(tmp
     assert last.gradients.iloc[0] == 8 * 4 / 12  # steps and the start, of the 4 of 12 in between
     far = (distances > within).numpy()
     assert (last.adv_pred[far] == search.adv_pred[far]).all()
+    between = ~far & (search.adv_pred == search.label)
+    assert between.sum() == 4 and (search.linf[between] > 0.9 * eps).all()  # where it starts
 
 
 # --- what a target says to images crafted elsewhere -----------------------------------------------

@@ -1,5 +1,6 @@
 """Stages and commands: facts that may not be lost on the way, and bad input refused in one line."""
 
+import errno
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from workspace import change, copy_pipeline, stage
@@ -92,6 +94,18 @@ def test_what_the_users_code_does_is_no_answer(theirs, capsys, run):
     assert "sys.exit(0)" in capsys.readouterr().err
     assert ended(long, "it") == 2
     assert capsys.readouterr().err.strip() == f"error: {'x' * 300}: File name too long"
+
+
+def test_a_reader_that_has_gone_is_no_error(capsys):
+    """As `| head` is: what Typer makes of a closed pipe is not the called code's own exit."""
+    app = typer.Typer()
+
+    @app.command()
+    def talks():
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    assert ended(app, "it") == 2
+    assert capsys.readouterr().err == ""
 
 
 def test_no_package_is_imported_to_find_a_file(theirs):

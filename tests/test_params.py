@@ -267,6 +267,7 @@ def test_a_profile_overrides_key_by_key():
         ("profiles/digits/eps", None, ["profiles.digits.eps", "such as 8/255"]),
         ("profiles/digits/eps", "eps", ["profiles.digits.eps", "such as 8/255"]),
         ("profiles/digits/eps", 2, ["profiles.digits", "between 0 and 1", "2"]),
+        ("profiles/digits/eps", "0.9/255", ["profiles.digits: eps: in images of 8 bits nothing"]),
         ("profiles/digits/attacks/momentum/steps", -1, ["attacks.momentum.steps", "-1"]),
         ("profiles/digits/attacks", [1], ["profiles.digits.attacks: write a mapping", "[1]"]),
         ("profiles/digits/train", 3, ["profiles.digits.train: write a mapping", "3"]),

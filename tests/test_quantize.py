@@ -130,6 +130,13 @@ def test_agreement_notices_a_twin_that_differs(network, digits, monkeypatch):
     assert gap > 0.1
 
 
+def test_the_twin_of_a_random_model_makes_the_same_draws(network, digits):
+    model = quantize(prune("SAP", network, 1.0).model, digits[0])
+    before = torch.get_rng_state()
+    same, gap = twin_agreement(model, digits[0])
+    assert same >= 0.95 and gap < 0.2 and torch.equal(before, torch.get_rng_state())
+
+
 def test_an_inserted_layer_survives_save_and_load_or_is_refused(network, digits, tmp_path):
     model = quantize(prune("clamp", network, 3, digits).model, digits[0], 6)
     assert spec_of(same_when_stored(model, digits[0], tmp_path)).quantization.bits == 6

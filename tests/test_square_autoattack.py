@@ -19,6 +19,7 @@ from advprune.attacks.autoattack import autoattack
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import attack_copy
 from advprune.attacks.losses import margin
+from advprune.attacks.pixels import to_pixels
 from advprune.attacks.square import side, square
 from advprune.core.errors import UserError
 from advprune.core.resume import Parts
@@ -93,6 +94,21 @@ def test_square_repeats_on_a_randomized_model(digits: Pair) -> None:
         torch.manual_seed(state)
         runs.append(square(model, images, labels, 0.03, queries=10, draws=2, generator=seeded(5)))
     assert torch.equal(*runs)
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("Linf", 10.9 / 255), ("L2", 0.4)])
+def test_in_pixels_square_goes_on_until_the_rounded_image_fools(
+    digits: Pair, norm: str, eps: float
+) -> None:
+    """At budgets that 8-bit images cannot use up."""
+    model = perceptron()
+    images, labels = own_labels(model, (digits[0] * 255).round() / 255)
+    left = []
+    for pixels in (False, True):
+        found = square(model, images, labels, eps, norm=norm, queries=200, pixels=pixels)
+        shown = to_pixels(found, images, eps, norm, "strict") / 255
+        left.append(int((~wrong(model, shown, labels)).sum()))
+    assert left[1] < left[0]
 
 
 @pytest.mark.parametrize("queries", [1, 3, 40])
@@ -368,12 +384,22 @@ def test_autoattack_resumes_after_a_kill(
         patch.setattr(base.APGDAttack_targeted, "perturb", interrupt)
         autoattack(model, images, labels, 0.1, batch=3, parts=parts)
     names = sorted(path.stem for path in parts.folder.iterdir())
-    assert names == [f"autoattack-apgd-ce-{i}" for i in range(3)]  # 7 images, 3 at a time
+    kept = "autoattack-standard-Linf-0.1-0-8-apgd-ce"
+    assert names == [f"{kept}-{i}" for i in range(3)]  # 7 images, 3 at a time
     monkeypatch.setattr(base.APGDAttack, "perturb", interrupt)  # what is kept is not run again
     known = {"batch": 3, "cost": costs[1], "parts": parts}
     resumed, again = autoattack(model, images, labels, 0.1, **known)
     assert torch.equal(resumed, whole) and again == counts and costs[0] == costs[1]
     assert 0 < counts["apgd-t"] < counts["apgd-ce"]  # there was work left at the kill
+
+
+@pytest.mark.usefixtures("short")
+def test_autoattack_at_two_budgets_keeps_two_sets_of_parts(digits: Pair, tmp_path: Path) -> None:
+    pytest.importorskip("pyautoattack")
+    model, parts = perceptron(), Parts(tmp_path, "aa", files=[])
+    pair = own_labels(model, digits[0][:8])
+    autoattack(model, *pair, 0.3, batch=3, parts=parts)
+    assert autoattack(model, *pair, 0.02, parts=parts)[1] == autoattack(model, *pair, 0.02)[1]
 
 
 @pytest.mark.usefixtures("short")
@@ -394,7 +420,8 @@ def test_a_randomized_evaluation_resumes_with_the_same_draws(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(base.APGDAttack, "perturb", second_call_dies)
         autoattack(model, images, labels, 0.05, parts=parts, **options)
-    assert [path.stem for path in parts.folder.iterdir()] == ["autoattack-apgd-ce-0"]
+    names = [path.stem for path in parts.folder.iterdir()]
+    assert names == ["autoattack-rand-Linf-0.05-3-12-apgd-ce-0"]
     torch.manual_seed(99)  # whatever the random state of the second process is
     resumed, again = autoattack(model, images, labels, 0.05, parts=parts, **options)
     assert torch.equal(resumed, whole) and again == counts

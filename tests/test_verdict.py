@@ -8,6 +8,7 @@ from workspace import ROOT
 from advprune import prune
 from advprune.core import params
 from advprune.core.attack_settings import AttackSettings, ProtocolSettings
+from advprune.core.profile import FROZEN
 from advprune.core.resume import Parts
 from advprune.data import prepare
 from advprune.evaluate.craft import Work, craft, kind_of, rows
@@ -18,6 +19,7 @@ from advprune.evaluate.suite import Suite
 from advprune.evaluate.transfer import transfer_records
 from advprune.evaluate.verdict import Evidence, verdict
 from advprune.models.checkpoint import load_model
+from advprune.quantization.post_training import quantize
 from advprune.studies.protocol import recorded
 
 PARAMS = params.load(ROOT / "params.yaml", profile="digits")
@@ -131,6 +133,25 @@ def test_scores_are_repeatable_and_leave_the_random_state(network, digits):
     assert tables[0].equals(tables[1]) and not tables[0].clean_margin.equals(tables[2].clean_margin)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert kind_of(model) == "randomized" and kind_of(network) == "deterministic"
+
+
+def test_a_quantized_model_that_draws_is_attacked_as_a_random_one(
+    dense, pair, main_attack, tmp_path
+):
+    """By gradients averaged over draws of its twin, on every image, and never image by image."""
+    model = quantize(prune("SAP", dense, 1.0).model, pair[0])
+    assert kind_of(model) == "randomized"
+    few = pair[0][:16], pair[1][:16]
+    suite = {"table": ["field"], "randomized": ["eot", "square"], "quantized": ["apgd_ce"]}
+    pixels, parent = main_attack
+    known = pixels[:16], parent[:16]
+    _, records = judged(model, few, tmp_path, known, **suite)
+    assert {"field", "eot", "square", FROZEN} <= set(records.attack)
+    assert not {"apgd_ce", "probe_honesty"} & set(records.attack)
+    eot = records[records.attack == "eot"]
+    assert len(eot) == 16 and (eot.draws == 5).all() and (eot.gradients >= 50).all()
+    clean = float((eot.clean_pred == eot.label).mean())
+    assert remnant_accuracy(eot).value < clean - 0.3
 
 
 # --- the published protocol ----------------------------------------------------------------------

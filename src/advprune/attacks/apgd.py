@@ -129,7 +129,9 @@ def _search(
         runs.best = torch.where(wide(better), runs.current, runs.best)
         runs.best_gradient = torch.where(wide(better), runs.gradient, runs.best_gradient)
         better = over & (runs.best_loss > losses[runs.sample])
-        losses[runs.sample[better]] = runs.best_loss[better]
+        # Several runs of a sample may end in the same step: the best of them counts.
+        losses.scatter_reduce_(0, runs.sample[better], runs.best_loss[better], "amax")
+        better &= runs.best_loss == losses[runs.sample]
         found[runs.sample[better]] = runs.best[better]
 
         # By number: on a GPU, a mask as an index would wait every time.

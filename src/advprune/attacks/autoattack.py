@@ -66,6 +66,8 @@ def autoattack(
             logits = torch.cat([at.quick(part) for part in shown.split(how.batch)])
         official, tools = _official(at.quick, eps, how, at.device, logits.shape[1])
         right = logits.argmax(1) == labels
+        # A suite may have AutoAttack twice, at two budgets.
+        kept = f"autoattack-{how.version}-{how.norm}-{eps:g}-{how.seed}-{len(images)}"
         counts = {"clean": int(right.sum())}
 
         def piece(item: tuple[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -82,7 +84,7 @@ def autoattack(
                 spent = {side: count - before[side] for side, count in vars(cost).items()}
                 return adv.cpu(), {"wrong": wrong.tolist()} | spent
 
-            part = f"autoattack-{name.replace(' ', '-')}"
+            part = f"{kept}-{name.replace(' ', '-')}"
             adv, facts = compute() if how.parts is None else how.parts.tensor(part, compute)
             for side, count in before.items():  # that of a part that was read back, too
                 setattr(cost, side, count + facts[side])

@@ -30,7 +30,7 @@ TOGETHER = 16  # directions of an image drawn at a time: other numbers draw othe
 
 
 class HopSkipJumpSettings(QueryAttack):
-    """Settings of `method: hopskipjump`; eps: the budget that its images are stretched to."""
+    """Settings of `method: hopskipjump`; eps: the budget that its images fill."""
 
     method: Literal["hopskipjump"]
 

@@ -80,7 +80,7 @@ def minimum_norm(
 
 
 class MinimumNormMethod(GradientAttack):
-    """Settings of `method: minimum_norm`; eps: the budget that its images are stretched to."""
+    """Settings of `method: minimum_norm`; eps: the budget that its images fill."""
 
     method: Literal["minimum_norm"]
     steps: int = Field(default=100, ge=1, le=100000)

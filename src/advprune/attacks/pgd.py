@@ -194,9 +194,9 @@ def sizes(change: Tensor, norm: str) -> Tensor:
 
 
 def stretched(found: Tensor, clean: Tensor, distances: Tensor, eps: float) -> Tensor:
-    """Images within the budget, their change stretched to all of it, so that rounding does not undo
-    it; the clean ones where nothing changed."""
-    share = torch.where(distances <= eps, eps / distances.clamp_min(1e-12), 0.0)
+    """Images at the edge of the budget, in the direction found: a smaller change stretched, so that
+    rounding does not undo it, a larger one shortened; the clean ones where nothing was found."""
+    share = torch.where(distances.isfinite(), eps / distances.clamp_min(1e-12), 0.0)
     return (clean + wide(share) * (found - clean)).clamp(0, 1)
 
 

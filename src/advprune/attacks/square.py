@@ -81,10 +81,11 @@ def _search(at: Opened[SquareOptions], share: float) -> Tensor:
     proposed = _squares if how.norm == "Linf" else _bumps
 
     def losses(rows: Tensor, change: Tensor) -> Tensor:
-        """The margins of `clean[rows] + change`, `[len(rows)]`, on the mean logits."""
+        """The margins of `clean[rows] + change` as scored, `[len(rows)]`, on the mean logits."""
 
         def of(part: tuple[Tensor, Tensor]) -> Tensor:
-            points = (clean[part[0]] + part[1]).clamp(0, 1)
+            own = clean[part[0]]
+            points = at.shown((own + part[1]).clamp(0, 1), own)
             return margin(at.logits(points), labels[part[0]]).cpu()
 
         parts = list(zip(rows.split(how.batch), change.split(how.batch), strict=True))

@@ -49,6 +49,8 @@ def ended(app: Callable[..., Any], name: str) -> int:
         else:  # of a path that was given: too long, not to be read, …
             print(f"error: {UserError(f'{error.filename}: {error.strerror}')}", file=sys.stderr)
     except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # who reads has gone: `| head`
+            return WRONG
         print(f"error: code that was called ended by sys.exit({error.code!r})", file=sys.stderr)
     except Exception:
         traceback.print_exc()

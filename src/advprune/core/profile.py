@@ -30,6 +30,7 @@ from advprune.core.train_settings import DataSettings, ModelSettings, TrainSetti
 
 SHARED = ("attacks", "suite", "curves", "protocol", "flips")  # said once for all profiles
 LENGTHS = ("step", "sigma", "within")  # of an attack, relative to its own budget
+LEVEL = 1 / 255  # of 8-bit images, in units of the pixel range
 CURVES = ("curve_eps", "curve_steps")  # the names of the curves' rows among the records
 # The names of the probes' rows, from which the verdict is drawn (evaluate/probes.py).
 PROBES = (
@@ -67,6 +68,10 @@ class Profile(Settings):
 
     @model_validator(mode="after")
     def _suites_name_attacks(self) -> "Profile":
+        if self.eps < LEVEL * (1 - 1e-6):
+            raise ValueError(
+                f"eps: in images of 8 bits nothing changes by less than 1/255 (got {self.eps:g})"
+            )
         if self.norm == "Linf":
             within_pixels(self.eps, "eps: ")
             within_pixels(max(self.curves.eps), "curves.eps: ")

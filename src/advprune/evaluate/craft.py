@@ -61,11 +61,15 @@ class Work:
 
 
 def kind_of(model: nn.Module) -> str:
-    """Which suite a model gets: quantized, randomized, binary, clamped or deterministic."""
-    if needs_twin(model):
-        return "quantized"
+    """Which suite a model gets: randomized, quantized, binary, clamped or deterministic.
+
+    A quantized model that draws at random is randomized: gradients are averaged over draws of its
+    twin.
+    """
     if is_randomized(model):
         return "randomized"
+    if needs_twin(model):
+        return "quantized"
     if is_binary(model):
         return "binary"
     passed = any("straight" in getattr(module, "rules", ()) for module in model.modules())

@@ -83,12 +83,16 @@ def calibrated(
 @torch.no_grad()
 def twin_agreement(model: nn.Module, images: torch.Tensor) -> tuple[float, float]:
     """How far a quantized model and its twin are the same on `images`: the share of equal
-    predictions, and the largest difference of logits over the largest absolute logit."""
+    predictions, and the largest difference of logits over the largest absolute logit. Of a model
+    that draws at random, both make the same draws."""
     differentiable, device = twin(model), device_of(model)
     same, gap, size = 0, 0.0, 1e-12
     for part in images.split(BATCH):
-        with full_precision():
-            exact, smooth = (one(part.to(device)) for one in (model, differentiable))
+        answers = []
+        for one in (model, differentiable):
+            with full_precision(), undisturbed(device, seed=0):
+                answers.append(one(part.to(device)))
+        exact, smooth = answers
         same += int((exact.argmax(1) == smooth.argmax(1)).sum())
         gap = max(gap, float((exact - smooth).abs().max()))
         size = max(size, float(exact.abs().max()))
