@@ -9,6 +9,7 @@ from planted import planted
 from planted import rows as records
 
 from advprune.attacks.registry import follows_gradient
+from advprune.evaluate.evidence import judged as verdict_of_count
 from advprune.evaluate.measures import remnant_accuracy, robust_rates
 from advprune.evaluate.robust import worst_case
 from advprune.evaluate.verdict import (
@@ -90,6 +91,25 @@ def test_what_only_the_weaker_attack_breaks_counts_whatever_it_misses() -> None:
     passed = verdict(Evidence(pd.concat([main, one]), "main", 4))
     assert passed.level == "reliable"
     assert "1 of 300 images only it breaks" in {check.figure for check in passed.checks}
+
+
+@pytest.mark.parametrize(
+    ("count", "n", "expected"),
+    [
+        *((0, n, "pass") for n in (1, 20, 100)),
+        *((1, n, "few") for n in (6, 10, 20)),  # 5 % and more would fail, were it not for chance
+        (2, 40, "few"),
+        *((1, 21, "pass"), (2, 41, "pass")),
+        *((1, 5, "fail"), (3, 60, "fail")),  # more than chance
+        # From 100 images on no share that passes is as large.
+        *((3, 100, "pass"), (4, 100, "doubt"), (5, 100, "fail"), (15, 300, "fail")),
+    ],
+)
+def test_a_few_images_that_only_a_weaker_attack_breaks(count: int, n: int, expected: str) -> None:
+    check = verdict_of_count(count, n, "random noise", "random noise")
+    few = check.reason.startswith("too few images to rule out chance")
+    assert check.outcome == ("doubt" if expected == "few" else expected)
+    assert few == (expected == "few")
 
 
 STRONG, WEAK = rows("main", 30), rows("s", 35, **SEARCH)

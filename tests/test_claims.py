@@ -301,6 +301,21 @@ def test_transfer_over_seeds_and_what_was_lost_of_clean_accuracy():
     assert lost.reason == "clean accuracy 75.0 %, of its parent 100.0 %"
 
 
+def test_images_that_only_the_points_were_tried_on_are_in_no_comparison_of_robustness():
+    """H is compared with the dense networks, which nobody's images were tried on."""
+    run = versus((30, 31, 32), (10, 11, 12))
+    table = run.studies["seeds"]
+    wrong = (table.label + 1) % 10
+    broken = table[table.point == "H"].assign(
+        attack="from_dense_field", adv_pred=wrong, adv_margin=-9.0, chosen_margin=-9.0
+    )
+    sent = replace(run, studies={"seeds": pd.concat([table, broken])})
+    (_, before), (_, after) = (seeds.points_of(one, "seeds")[:2] for one in (run, sent))
+    assert after.robust.tolist() == before.robust.tolist() and after.robust.any()
+    assert after.area.tolist() == before.area.tolist()
+    assert not after.transfer.any()
+
+
 def test_bits_to_chance_against_a_multiple_and_against_random_flips():
     study = {"study": "bitflip", "bits": 8}
     studies = {name: study | {"of": f"{name}-standard"} for name in ("dense", "E")}

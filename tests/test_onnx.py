@@ -317,6 +317,18 @@ def test_a_target_that_turns_gradients_round_is_found_out():
     assert {"wrong gradients, over a step", "gradient-free"} <= against
 
 
+def test_compared_networks_are_tried_on_each_others_images():
+    """Both are the same network, so that what fools one fools the other."""
+    x = images(12)
+    y = linear()(x).argmax(1)
+    run = benchmark(linear(), x, y, eps="24/255", dense=linear()).run
+    dense, model = run.models
+    for one, other in ((dense, model), (model, dense)):
+        ((key, table),) = one.transfers.items()
+        assert key == (other.name, run.main)
+        assert table.adv_pred.tolist() == other.attack(run.main).adv_pred.tolist()
+
+
 def commands(folder, monkeypatch, *lines):
     """What lines of a shell give, run in the folder by the command's own code."""
     monkeypatch.chdir(folder)

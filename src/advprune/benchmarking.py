@@ -203,7 +203,7 @@ def measured(
     names = (DENSE, MODEL)[-len(subjects) :]
     models: list[Model] = []
     parent: nn.Module | None = None
-    sent: dict[tuple[str, str], Any] = {}  # images made on the first, for the second
+    sent: dict[tuple[str, str], Any] = {}  # images made on the last, for the other
     for name, subject in zip(names, subjects, strict=True):
         network, card, above = subject.network, subject.card, parent
         files = [file for one in subjects[: len(models) + 1] for file in one.files]
@@ -221,7 +221,11 @@ def measured(
         made = card, records, pd.DataFrame(), tables
         family = "given" if models else "dense"
         models.append(Model(name, family, names[0], names[0], "given", *made))
-        parent, sent = network, {(names[0], main): adv[main]}
+        parent, sent = network, {(name, main): adv[main]}
+    if len(models) > 1:  # compared models face the same attacks: images go both ways
+        dense = subjects[0].network
+        back = transfer_records(dense, images, split.labels, sent, suite.work)
+        models[0] = replace(models[0], transfers={next(iter(sent)): back})
     about = split.source, list(split.classes), split.images.numpy()
     return Benchmark(Run(params, models, {}, {}, *about, folder=place))
 

@@ -113,12 +113,17 @@ def more_than_tolerated(count: int, n: int) -> float:
 
 
 def judged(count: int, n: int, name: str, what: str, worst: str = FAIL) -> Check:
-    """The check that `what` alone fools the model on no more than a tolerated share of `n`."""
+    """The check that `what` alone fools the model on no more than a tolerated share of `n`. In
+    doubt where the images are so few that a share which would fail the check may be chance."""
     p, figure = more_than_tolerated(count, n), f"{count} of {n} images only it breaks"
-    if p >= 0.05:
-        return Check(name, PASS, figure, f"the attacks by gradient miss next to nothing of {what}")
-    outcome = worst if count >= CONTRADICTION * n else DOUBT
-    return Check(name, outcome, figure, f"{what} breaks images that attacks by gradient do not")
+    is_large = count >= CONTRADICTION * n and count > 0
+    if p < 0.05:
+        outcome = worst if is_large else DOUBT
+        return Check(name, outcome, figure, f"{what} breaks images that attacks by gradient do not")
+    if is_large:
+        reason = f"too few images to rule out chance: {what} breaks some that gradients do not"
+        return Check(name, DOUBT, figure, reason)
+    return Check(name, PASS, figure, f"the attacks by gradient miss next to nothing of {what}")
 
 
 def accuracy(records: pd.DataFrame) -> str:

@@ -67,14 +67,16 @@ def seeded_points(
 ) -> list[SeededPoint]:
     """The dense networks, then the points of a study that have records, in the order of `settings`.
 
-    norm, eps: of the union of all attacks.
+    norm, eps: of the union of all attacks on the network itself. The dense networks' images are not
+    part of it: they are tried on the points alone, which are compared with the dense networks.
     """
     found = []
     tried = records.attack[records.attack.str.startswith(FROM_DENSE)].iloc[:1].tolist()
     for key, setting in ({DENSE: None} | dict(settings)).items():
         if len(own := records[records.point == key].sort_values("index")):
             by_seed = own.groupby("seed", sort=True)
-            whole = [union(one, [], norm, eps) for _, one in by_seed]
+            made_here = own[~own.attack.str.startswith(FROM_DENSE)].groupby("seed", sort=True)
+            whole = [union(one, [], norm, eps) for _, one in made_here]
             clean = [right(one, "clean") for one in whole]
             area = np.stack([one.distance for one in whole]).clip(0, 2 * eps) / (2 * eps)
             names = [name.removeprefix(FROM_DENSE) if key == DENSE else name for name in tried]
