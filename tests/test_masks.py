@@ -439,3 +439,13 @@ def test_the_weight_of_trades_reaches_the_training(small, digits):
         pruned = prune("LWM", small, {"sparsity": 0.5, "finetune": how}, data)
         found.append(pruned.notes["finetune"][0]["train_loss"])
     assert found[0] != found[1]
+
+
+def test_masks_of_a_parent_that_draws_come_from_the_seed(network, digits):
+    """Whatever the global random state was."""
+    found = []
+    for state in (1, 2):
+        parent = prune("SAP", copy.deepcopy(network), 1.0).model
+        torch.manual_seed(state)
+        found.append(prune("GAP_layer", parent, {"compression": 2}, digits, seed=3).model)
+    assert same_weights(*found)

@@ -315,3 +315,12 @@ def test_eight_bits_against_torchao(trained, splits):
     assert max(shares) - min(shares) < 0.02 and max(shares) < 0.1
     ratio = (found - exact).norm() / (expected - exact).norm()
     assert 0.4 < ratio < 1.5  # we lose no more of the logits than they do
+
+
+def test_ranges_of_a_network_that_draws_do_not_depend_on_the_random_state(network, digits):
+    found = []
+    for state in (1, 2):
+        parent = prune("dropout", copy.deepcopy(network), 0.5).model
+        torch.manual_seed(state)
+        found.append(quantize(parent, digits[0]))
+    assert same_weights(*found)

@@ -28,9 +28,10 @@ from advprune.pruning import Data, prune
 from advprune.report.read import COLUMNS
 from advprune.studies import Given, run_study
 from advprune.studies.bitflip import attacker_images, recorded, trained
+from advprune.studies.seeds import network
 from advprune.training.inputs import Inputs
 from advprune.training.networks import load_or_train
-from conftest import stored
+from conftest import make_network, same_weights, stored
 
 CPU = torch.device("cpu")
 
@@ -171,16 +172,17 @@ def network_of(given, seed):
     """The dense network of a seed, trained by itself."""
     if seed not in NETWORKS:
         inputs = Inputs(given.splits["train"], given.splits["val"], seed, CPU, None)
-        how = given.profile, "robust", given.params.recipes["robust"]
+        how = given.profile, None, given.params.recipes["robust"]
         NETWORKS[seed] = load_or_train(*how, inputs)[0]
     return copy.deepcopy(NETWORKS[seed])
 
 
-def course(digits, folder, **changes):
+def course(digits, folder, weights=None, **changes):
     """The study on 40 digits to train on, 10 to choose by and 14 to attack."""
     attacks = {"field": {"eps": 0.1, "step": 0.08, "steps": 2}}
     attacks |= {"few": {"eps": 0.1, "step": 0.1, "steps": 1}}
-    profile = {"attacks": attacks, "model": {"width": 2}, "train": {"epochs": 1, "batch": 16}}
+    profile = {"attacks": attacks, "model": {"width": 2, "weights": weights or {}}}
+    profile |= {"train": {"epochs": 1, "batch": 16}}
     entry = {"study": "seeds", "seeds": 2, "attacks": ["few"], "points": POINTS} | changes
     splits = parts_of(digits, train=40, val=(40, 50), test=(50, 64))
     known = {"of": "dense-robust", "recipes": {"robust": {"method": "mixed"}}, "seed": 5}
@@ -228,6 +230,36 @@ def test_records_are_those_of_the_pieces(ran, point, seed):
     found = records[own].reset_index(drop=True)
     pd.testing.assert_frame_equal(found[list(expected)], expected)
     assert (found.sparsity == sparsity_of(model)).all() and (found.prune_ratio == ratio).all()
+
+
+def test_a_point_named_like_the_recipe_is_a_point(digits, tmp_path):
+    given = course(digits, tmp_path, attacks=[], points={"robust": POINTS["half"]})
+    found = records(given).groupby(["point", "seed"]).sparsity.first()
+    assert (found["robust"] > 0.45).all() and (found["dense"] < 0.01).all()
+
+
+def test_networks_of_other_seeds_are_trained_where_the_runs_own_was_given(digits, tmp_path):
+    given = course(digits, tmp_path, {"robust": {"path": "nowhere.pt", "sha256": "0" * 64}})
+    assert same_weights(network(given, "robust", 6)[0], network_of(given, 6))
+
+
+def test_members_of_the_protocol_are_trained_as_the_profile_says(digits, tmp_path, monkeypatch):
+    seen = []
+
+    def noted(family, model, setting, data, seed):
+        seen.append(data)
+        return prune(family, model, setting, data, seed)
+
+    monkeypatch.setattr("advprune.studies.protocol.prune", noted)
+    members = {"dense": {}, "few": {"family": "LWM", "setting": POINTS["half"]["setting"]}}
+    step = {"eps": 0.1, "step": 0.1, "steps": 1}
+    profile = {"model": {"width": 2}, "train": {"epochs": 1, "batch": 16, "label_smoothing": 0.1}}
+    profile |= {"protocol": {"eps": [0, 0.1], "draws": 1, "iterative": step, "adaptive": {}}}
+    splits = parts_of(digits, train=40, val=(40, 50), test=(50, 64))
+    entry = {"study": "protocol", "members": members}
+    given = study(entry, make_network(digits[0]), splits, tmp_path, profile=profile)
+    records(given)
+    assert [data.train for data in seen] == [given.profile.train]
 
 
 def test_images_of_each_dense_network_are_tried_on_the_points(digits, tmp_path):

@@ -89,7 +89,7 @@ class ModelSettings(Settings):
 class TrainSettings(Settings):
     """The optimizer: SGD with Nesterov momentum under a one-cycle schedule.
 
-    eps: the budget of recipes that train on attacked images. label_smoothing: of the others.
+    eps: the budget of recipes that train on attacked images. label_smoothing: of standard training.
     precision: of convolutions and products; auto is bfloat16 on a GPU, float32 elsewhere.
     threads: of a process on a CPU; sums round differently with another number.
     """

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from advprune.core.device import salted
+from advprune.core.device import device_of, salted
 from advprune.core.errors import UserError
 from advprune.core.settings import Settings, parse
 from advprune.models.border import check_images, compressible
@@ -104,7 +104,7 @@ def prune(
     try:
         if data is not None:
             check_images("training data", given.images, given.labels)
-        with undisturbed():
+        with undisturbed(device_of(model), salted(seed, "prune", name)):
             mine = compressible("model", model, images)
             before = inserted(mine)
             found = _REGISTRY[name][1](mine, checked, given)

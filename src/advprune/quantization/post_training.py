@@ -21,6 +21,7 @@ from advprune.models.spec import QuantizationSpec, attach, spec_of
 from advprune.models.stochastic import undisturbed
 
 BATCH = 64  # images in a pass
+SEED = 0  # of a randomized network's draws while ranges are observed
 
 
 def quantize(model: nn.Module, images: torch.Tensor, bits: int = 8) -> nn.Module:
@@ -65,7 +66,7 @@ def calibrated(
         if getattr(layer, "padding_mode", "zeros") == "zeros"
     }
     device = device_of(folded)
-    with torch.no_grad(), full_precision(), undisturbed(device), watched(plain, look):
+    with torch.no_grad(), full_precision(), undisturbed(device, SEED), watched(plain, look):
         for part in images.split(BATCH):
             folded(part.to(device))
     if not ends:

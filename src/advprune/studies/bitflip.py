@@ -109,8 +109,7 @@ def trained(given: Given, number: int) -> nn.Module:
     if isinstance(how, BinarySettings):
         return train_binary(spec_of(given.model), how, profile.train, known)[0]
     if isinstance(how, RecipeSettings):
-        anew = profile.model.model_copy(update={"weights": {}})
-        return load_or_train(profile.model_copy(update={"model": anew}), "", how, known)[0]
+        return load_or_train(profile, None, how, known)[0]
     raise UserError(f"studies.{given.name}.trainings: {given.of} is not trained from scratch")
 
 

@@ -32,7 +32,7 @@ from advprune.models.border import admitted
 from advprune.models.stochastic import is_randomized, undisturbed
 from advprune.pruning import prune
 from advprune.studies.base import Given, Tables, images_at_most, images_needed, study
-from advprune.training.inputs import Pair
+from advprune.training.inputs import Data, Pair
 
 SAP_GAIN = 0.122  # Dhillon et al. (2018), under one gradient step at 1/255
 
@@ -98,7 +98,8 @@ def protocol(settings: MemberSettings, given: Given) -> Tables:
     def records(member: Member) -> pd.DataFrame:
         model = given.model
         if member.family is not None:
-            model = prune(member.family, model, member.setting, given.train, given.work.seed).model
+            data = Data(*given.train, given.profile.train)
+            model = prune(member.family, model, member.setting, data, given.work.seed).model
         known = (images, labels), chosen, given.work
         return recorded(model.to(given.device), member.adaptive, *known)
 

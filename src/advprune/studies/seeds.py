@@ -184,14 +184,15 @@ def network(given: Given, recipe: str, seed: int) -> Made:
     model = given.model.to(given.device)
     if seed != given.params.seed:
         how = RecipeSettings.model_validate(given.card["setting"])
-        model, _ = load_or_train(given.profile, recipe, how, inputs(given, recipe, seed))
+        known = inputs(given, f"dense-{recipe}", seed)
+        model, _ = load_or_train(given.profile, None, how, known)
     return model, {"family": DENSE, "prune_ratio": 0.0}, []
 
 
 def compressed(given: Given, name: str, point: Point, seed: int, dense: Callable[[], Made]) -> Made:
     """A point's network: the dense one of the seed under a family, or a binary network, which has
     only its architecture."""
-    profile, known = given.profile, inputs(given, name, seed)
+    profile, known = given.profile, inputs(given, f"point-{name}", seed)
     if point.binary is not None:
         spec = binary_spec(spec_for(profile.model, known.train))
         model, _ = train_binary(spec, point.binary, profile.train, known)

@@ -80,13 +80,12 @@ class Method:
 
         Cross-entropy on `crafted`; for TRADES (Zhang et al., Theoretically Principled Trade-off
         between Robustness and Accuracy, 2019) `CE(p(x), y) + beta KL(p(x) || p(x'))`, whose
-        accuracy is that on `x`. Label smoothing is of cross-entropy on clean images alone: a
-        network trained with it on attacked ones hides its gradients.
+        accuracy is that on `x`. Label smoothing is of standard training alone: a network trained
+        with it on attacked images hides its gradients.
         """
         trades = self.recipe.method == "trades"
         logits = model(x if trades else crafted)
-        clean = self.recipe.method in ("standard", "trades")
-        smoothing = self.settings.label_smoothing if clean else 0.0
+        smoothing = self.settings.label_smoothing if self.recipe.method == "standard" else 0.0
         loss = F.cross_entropy(logits, y, label_smoothing=smoothing)
         if trades:
             divergence = kl(logits.float().log_softmax(1), model(crafted).float())

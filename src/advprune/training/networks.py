@@ -128,12 +128,14 @@ def fitting(model: nn.Module, settings: ModelSettings, train: Split) -> nn.Modul
 
 
 def load_or_train(
-    profile: Profile, recipe_name: str, recipe: RecipeSettings, inputs: Inputs
+    profile: Profile, recipe_name: str | None, recipe: RecipeSettings, inputs: Inputs
 ) -> tuple[nn.Module, History]:
     """The dense network and its history, one row per epoch (a single row if it is loaded). Weights
-    that the profile gives for the recipe of this name are loaded instead of trained."""
+    that the profile gives for the recipe of this name are loaded instead of trained; None, of other
+    seeds, is always trained."""
     settings = profile.model
-    if (weights := settings.weights.get(recipe_name)) is not None:
+    weights = None if recipe_name is None else settings.weights.get(recipe_name)
+    if weights is not None:
         spec = spec_for(settings, inputs.train, referenced(weights.path))
         model = load_foreign(spec, weights.path, weights.sha256, settings.factory)
         model = fitting(model, settings, inputs.train).to(inputs.device)

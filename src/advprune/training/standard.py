@@ -20,11 +20,12 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import OneCycleLR
 
 from advprune.core import distributed
-from advprune.core.device import device_of
+from advprune.core.device import device_of, salted
 from advprune.core.errors import UserError
 from advprune.core.progress import progress
 from advprune.core.train_settings import FineTuneSettings, RecipeSettings, TrainSettings
 from advprune.models.fold import Following, Replayed, channels_last
+from advprune.models.stochastic import undisturbed
 from advprune.training.adversarial import Method
 from advprune.training.inputs import Data, Inputs, Pair, load_state, save_state
 
@@ -99,7 +100,9 @@ class Trainer:
             advance(len(history) * self.batches)
             while len(history) < self.epochs and not self.finished(history):
                 self.before_epoch(len(history))
-                history.append(self._epoch(advance) | self.measure())
+                draws = salted(self.seed, "draws", str(len(history)), str(distributed.rank()))
+                with undisturbed(self.images.device, draws):  # of dropout in networks of others
+                    history.append(self._epoch(advance) | self.measure())
                 self._judge()
                 if distributed.is_main():
                     kept = {name: part.state_dict() for name, part in self.parts.items()}
