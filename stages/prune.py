@@ -25,7 +25,7 @@ def prune(
     if workspace.take_finished(name, setting, split.shape):
         return
     files = [workspace.run(entry.of), workspace.data("train")]
-    with workspace.unfinished(family, setting, train.model_dump(), files=files) as state:
+    with workspace.unfinished(name, family, setting, train.model_dump(), files=files) as state:
         data = Data(to_float(split.images), split.labels, train, state)
         parent = workspace.load(entry.of).to(workspace.device())
         pruned = prune_model(family, parent, checked, data, params.seed)

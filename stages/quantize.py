@@ -29,7 +29,7 @@ def quantize(
     calibration = images[stratified_subset(labels, count, params.seed)]
     parent = workspace.load(entry.of).to(workspace.device())
     files = [workspace.run(entry.of), workspace.data("train")]
-    with workspace.unfinished(setting.model_dump(), train.model_dump(), files=files) as state:
+    with workspace.unfinished(name, setting.model_dump(), train.model_dump(), files=files) as state:
         if setting.training is None:
             model = round_model(parent, calibration, setting.bits)
         else:

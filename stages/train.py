@@ -33,7 +33,8 @@ def train(
     if parent and workspace.take_finished(name, setting, splits["train"].shape):
         return
     settings = workspace.profile.model_dump(include={"model", "train"})
-    with workspace.unfinished(settings, params.setting(name).model_dump(), files=files) as state:
+    chosen = name, settings, params.setting(name).model_dump()
+    with workspace.unfinished(*chosen, files=files) as state:
         made_from = workspace.load(parent) if parent else None
         live, device = curves(workspace, name), workspace.device()
         inputs = Inputs(splits["train"], splits["val"], params.seed, device, state, live)

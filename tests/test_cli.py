@@ -13,7 +13,7 @@ import pytest
 import settings as settings_stage
 import torch
 from planted import run_of
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from workspace import ROOT, change, copy_pipeline
 
 from advprune.cli import app as command_line
@@ -109,6 +109,9 @@ def test_audit_names_each_fault_on_a_line_and_ends_with_1(here, run, tmp_path):
     ]
     status, out, _ = run("audit", path, "--json")
     assert status == 1 and len(json.loads(out)["faults"]) == 2
+    save_file({"labels": torch.zeros(3, dtype=torch.int64)}, tmp_path / "no.safetensors")
+    status, out, _ = run("audit", tmp_path / "no.safetensors")
+    assert status == 1 and "fault: " in out  # a file without layers
     status, out, _ = run("audit", here, "--width", 3, "--classes", 10)
     assert status == 1 and "fault: header: width is 2, and not 3\n1 fault\n" in out
 

@@ -185,6 +185,17 @@ def test_a_number_that_is_none_is_not_written_as_json(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_takes_the_place_of_no_folder_and_of_no_pipe(tmp_path):
+    (tmp_path / "keep").mkdir()
+    (tmp_path / "keep" / "thesis.txt").write_text("x")
+    os.mkfifo(tmp_path / "pipe")
+    for name, words in (("keep", "directory"), ("pipe", "device or a pipe")):
+        with pytest.raises(UserError, match=f"cannot write .*{name}: .*{words}"):
+            write_json(tmp_path / name, {})
+    assert (tmp_path / "keep" / "thesis.txt").read_text() == "x"
+    assert (tmp_path / "pipe").is_fifo() and len(list(tmp_path.iterdir())) == 2
+
+
 def test_hashes_follow_content_names_and_links(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x").write_text("1")

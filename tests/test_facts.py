@@ -336,3 +336,23 @@ def test_a_place_that_cannot_be_written(bench):
     shutil.rmtree("runs/digits")
     Path("runs/digits").write_text("a file where a folder should be")
     assert "cannot write runs/digits" in bench.refused("train", "dense-standard")
+
+
+def test_trainings_of_two_names_have_each_a_state_of_their_own(tmp_path, monkeypatch):
+    """A substitute may have a surrogate's settings, and learns something else."""
+    folder, known = copy_pipeline(tmp_path / "it"), []
+    change(
+        folder,
+        {"recipes/other": {"method": "standard"}, "recipes/standard": {"method": "standard"}},
+    )
+    for name in ("settings", "prepare"):
+        assert stage(folder, name) == 0
+
+    def noted(self, *settings, files):
+        known.append((settings, tuple(files)))
+        raise UserError("far enough")
+
+    monkeypatch.setattr("common.Workspace.unfinished", noted)
+    for name in ("standard", "other"):
+        assert stage(folder, "train", f"dense-{name}") == 2
+    assert len(set(map(str, known))) == 2

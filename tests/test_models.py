@@ -188,8 +188,9 @@ def test_a_tolerance_counts_small_numbers_and_minus_128_is_not_small(tensors):
     assert audit(tensors, tolerance=2e-3).prunable[0] >= 3
     integers = {"a.weight": torch.tensor([[-128, 1, 0]], dtype=torch.int8)}
     assert audit(integers, tolerance=0.5).prunable == (1, 3)
-    with pytest.raises(UserError, match=r"at least 0 \(got -1\)"):
-        audit(tensors, tolerance=-1)
+    for wrong in (-1, float("nan"), float("inf")):
+        with pytest.raises(UserError, match=rf"at least 0 \(got {wrong}\)"):
+            audit(tensors, tolerance=wrong)
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,8 @@ def _print(found: "Audit", facts: dict[str, Any]) -> None:
     if found.remaining is not None:
         outer = "of the prunable weights but first and last layer"
         print(f"              {found.remaining:.4%} {outer}")
-    ends = {found.layers[-1].name: " (last)", found.layers[0].name: " (first)"}
+    ends = {one.name: " (last)" for one in found.layers[-1:]}
+    ends |= {one.name: " (first)" for one in found.layers[:1]}
     rows = []
     for layer in found.layers:
         name = layer.name.removesuffix(".weight") + (ends.get(layer.name, "") if spec else "")

@@ -79,12 +79,12 @@ def init(own: Profile, made: Made) -> None:
     code = [str(f.relative_to(here)) for f in code_files(made.factory) if f.is_relative_to(here)]
     given = {} if own.weights is None else {"standard": {"path": str(own.weights)}}
     text = Template(TEMPLATE.read_text("utf-8")).substitute(
-        root=json.dumps(str(own.data)),
+        root=json.dumps(str(own.data), ensure_ascii=False),
         size=json.dumps(own.size),
         eps=own.eps,
         network=f"{'factory' if made.factory else 'architecture'}: {made.name}",
         normalize=json.dumps(own.normalize),
-        weights=json.dumps(given),
+        weights=json.dumps(given, ensure_ascii=False),
     )
     sections = SECTION.finditer((home / FILE).read_text("utf-8"))
     left_out = set(re.findall(r"^(\w+):", text, re.MULTILINE))

@@ -24,13 +24,15 @@ WRITING = Path("checkpoints/writing")  # temporary files of a pipeline
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary file, or the name of a folder to be; it takes the place of `path` on
-    success, whole, and is deleted on failure.
+    success, whole, and is deleted on failure. Folders replace folders, and files files.
 
     Where there is a pipeline it lies in checkpoints/, which no stage depends on: what a killed
     process leaves there changes no result. Parent folders are made. Raises UserError where the
     folder cannot be written.
     """
     temporary = path.with_name(name := f".{uuid.uuid4().hex[:8]}.{path.name}")
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"cannot write {path}: it is a device or a pipe; name a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if Path("dvc.yaml").is_file() and path.absolute().is_relative_to(Path.cwd()):
@@ -40,7 +42,7 @@ def atomic(path: Path) -> Iterator[Path]:
         yield temporary
         for one in (temporary, *temporary.rglob("*")):
             _flush(one)
-        if path.is_dir():
+        if path.is_dir() and temporary.is_dir():
             swap(temporary, path)
         else:
             temporary.replace(path)

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 import torch
@@ -113,8 +114,8 @@ def audit(
     the user's that may be called to make the network (`checkpoint.build`). Raises UserError where
     `given`, tolerance or keep are out of range, and where the network cannot be made.
     """
-    if tolerance < 0:
-        raise UserError(f"the tolerance of zeros is at least 0 (got {tolerance})")
+    if not 0 <= tolerance < inf:
+        raise UserError(f"the tolerance of zeros is a number of at least 0 (got {tolerance})")
     said = given or {}
     source = "header" if spec else "given" if said else "inferred"
     if spec is None and not is_library(str(said.get("architecture", LIBRARY[0]))):

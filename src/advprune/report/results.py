@@ -133,7 +133,8 @@ def read_results(text: str, where: str) -> pd.DataFrame:
         table = pd.read_csv(io.StringIO(text), dtype=texts, keep_default_na=False, na_values=[""])
     except (ValueError, pd.errors.ParserError) as error:
         raise damaged(error) from error
-    if missing := [c for c in (*REQUIRED, "eps", *DVC_METRICS.values()) if c not in table]:
+    shown = "eps", "norm", "transfer_accuracy", "distance_against_dense"
+    if missing := [c for c in (*REQUIRED, *shown, *DVC_METRICS.values()) if c not in table]:
         raise damaged(f"it has no column {missing[0]}")
     is_run = table.verdict != NOT_RUN
     if table.model.isna().any() or table.model.duplicated().any() or not is_run.any():
