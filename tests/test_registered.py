@@ -155,7 +155,7 @@ def test_what_is_wrong_already_and_what_nothing_fools():
 
 @pytest.mark.parametrize(("norm", "sigma"), [("Linf", 0.02), ("L2", 0.5)])
 def test_nes_looks_as_far_as_sigma_in_the_norm_of_the_budget(norm, sigma):
-    images, labels = torch.full((2, 3, 16, 16), 0.5), torch.zeros(2, dtype=torch.int64)
+    images, labels = torch.full((2, 3, 16, 16), 128 / 255), torch.zeros(2, dtype=torch.int64)
     setting = {"method": "nes", "norm": norm, "eps": 1.0, "step": 0.0, "sigma": sigma, "steps": 1}
     seen = []
     never = nn.Sequential(nn.Flatten(), nn.Linear(768, 2))
@@ -167,7 +167,7 @@ def test_nes_looks_as_far_as_sigma_in_the_norm_of_the_budget(norm, sigma):
         labels,
         typed("it", OtherAttack.model_validate(setting)),
     )
-    changes = (torch.cat(seen) - 0.5).flatten(1)
+    changes = (torch.cat(seen) - 128 / 255).flatten(1)
     changes = changes[changes.std(1) > 1e-3]  # those that are no given image
     assert len(changes) == 2 * 2 * 32
     length = changes.std() if norm == "Linf" else changes.norm(dim=1).mean()
