@@ -36,7 +36,7 @@ from advprune.models.checkpoint import load_model, save_model
 from advprune.pruning import Data, prune
 from advprune.training.inputs import Inputs
 from advprune.training.networks import begin
-from advprune.training.standard import Trainer
+from advprune.training.standard import train as trained
 
 EPS, BATCH, HELD_OUT = 8 / 255, 1024, 1000
 KEPT = ["index", "label", "attack", "clean_pred", "clean_margin", "adv_pred", "adv_margin"]
@@ -94,7 +94,7 @@ Made = tuple[nn.Module, list[dict[str, Any]], dict[str, Any]]  # network, histor
 def dense(network: ModelSettings, recipe: RecipeSettings, how: TrainSettings, on: Inputs) -> Made:
     """The network of the best epoch."""
     model = begin(network, on.train, on.seed).to(on.device)
-    return model, Trainer(model, *on.pairs, how, recipe, on.seed, on.state).run(), {}
+    return model, trained(model, on, how, recipe), {}
 
 
 def pruned(parent: Path, family: dict[str, Any], how: TrainSettings, on: Inputs) -> Made:
