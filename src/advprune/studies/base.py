@@ -89,8 +89,7 @@ def study(
 
 def check_studies(params: Params) -> None:
     """Check the settings of all studies before anything is run. UserError where one is wrong, or
-    compares what it could never tell apart, with the number of images, batches or seeds that could.
-    A study that compares nothing may be of any size."""
+    compares what it could never tell apart, with the images, batches or seeds that could."""
     typed: dict[str, dict[str, Any]] = {kind: {} for kind in _REGISTRY}
     for name, entry in params.studies.items():
         known = settings_of(params, name)  # which refuses a kind that there is not
@@ -105,18 +104,15 @@ def smallest(is_enough: Callable[[int], bool]) -> int:
     return next(n for n in count(2) if is_enough(n))
 
 
-def images_at_most(params: Params, wanted: int | None = None) -> int | None:
-    """How many test images there are at most; None where the data set alone knows."""
+def too_few_images(
+    params: Params, least: Callable[[int], float], effect: float, wanted: int | None = None
+) -> tuple[int, int] | None:
+    """How many test images there are at most, and how many show an effect, by `least`, the smallest
+    that n show; None where the data set alone knows how many there are, or they are enough."""
     known = [n for n in (wanted, params.active().data.test_limit) if n is not None]
-    return min(known, default=None)
-
-
-def images_needed(images: int | None, least: Callable[[int], float], effect: float) -> int | None:
-    """How many test images show an effect, by `least`, the smallest that n show; None where it is
-    not known how many there are, or they are enough."""
-    if images is None or least(images) <= effect:
+    if not known or least(min(known)) <= effect:
         return None
-    return smallest(lambda n: least(n) <= effect)
+    return min(known), smallest(lambda n: least(n) <= effect)
 
 
 def settings_of(params: Params, name: str) -> Any:
