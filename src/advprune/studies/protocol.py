@@ -82,7 +82,7 @@ def underpowered(params: Params, typed: dict[str, MemberSettings]) -> Iterator[s
         )
 
 
-@study("protocol", MemberSettings, underpowered)
+@study("protocol", MemberSettings, underpowered, reads=("protocol", "train"))
 def protocol(settings: MemberSettings, given: Given) -> Tables:
     """All members under the single-step, the iterative and the adaptive attacks."""
     chosen, members = given.profile.protocol, settings.members

@@ -99,7 +99,7 @@ def underpowered(params: Params, typed: dict[str, SeedsSettings]) -> Iterator[st
             )
 
 
-@study("seeds", SeedsSettings, underpowered)
+@study("seeds", SeedsSettings, underpowered, reads=("model", "train", "attacks", "suite"))
 def seeds(settings: SeedsSettings, given: Given) -> Tables:
     """Records of all networks under all attacks, and the history of the searches for tickets.
 
