@@ -92,7 +92,8 @@ def gate(
     compare, or results are damaged or contradict the metrics. New models are listed.
     """
     from advprune.core.params import load
-    from advprune.report.gate import judge_trees, page
+    from advprune.report.gate import judge_trees
+    from advprune.report.gate_page import page
     from advprune.report.revision import Tree, git
 
     rules = asked.rules
