@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import partial
 from itertools import combinations, combinations_with_replacement
+from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
@@ -176,6 +177,10 @@ def test_values_that_are_all_the_same_are_not_certain():
         low, high = found.interval
         assert low < 0.3 < high and (low > 0) == (n > 5)
         assert compare_means(first, first).outcome == "not significant"
+    # Of 100 images on which all are right alike, Tango's interval reaches z^2 / (n + z^2) each way.
+    z = NormalDist().inv_cdf(0.975)
+    same = compare_means(np.ones((3, 100)), np.ones((3, 100)))
+    assert same.interval == pytest.approx((-(z**2) / (100 + z**2), z**2 / (100 + z**2)))
     sure = pd.DataFrame({"adv_confidence": [0.6], "adv_pred": 0, "label": 0})
     found = compare_calibration(sure, sure.assign(adv_confidence=0.9), 0.02)
     assert found.p == 1 and found.outcome == "not significant"

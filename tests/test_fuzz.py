@@ -46,7 +46,8 @@ from advprune.models.spec import spec_of
 from advprune.models.tensor_file import read_weights
 from advprune.models.weights import plain
 from advprune.pruning import check_settings
-from advprune.report.gate import judge, page
+from advprune.report.gate import judge
+from advprune.report.gate_page import page
 from advprune.report.read import records_of
 from advprune.report.results import read_results, results
 from advprune.report.revision import revision_of
