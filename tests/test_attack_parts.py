@@ -246,8 +246,6 @@ def test_a_model_that_cannot_be_traced_is_copied_as_it_is():
 
 
 # --- backward rules -------------------------------------------------------------------------------
-
-
 def left(model, images, labels, rule):
     """Images that PGD from the clean image does not break."""
     options = {"random_start": False, "loss": "margin", "backward": rule}

@@ -52,8 +52,6 @@ def wrong(model, images, labels):
 
 
 # Square
-
-
 @pytest.mark.parametrize("eps", [0.0, 0.02, 0.3])
 def test_square_moves_on_the_corners_of_the_ball_within_the_pixel_range(network, digits, eps):
     images, labels = own_labels(network, digits[0][:16])
@@ -249,8 +247,6 @@ def test_square_gives_up_no_image_of_a_model_that_draws_at_random(network, digit
 
 
 # AutoAttack
-
-
 @pytest.fixture
 def short(monkeypatch):
     """The package's attacks with a fifth of their steps and queries, in both loops."""
