@@ -80,6 +80,8 @@ def not_guessing(evidence: Evidence) -> Iterator[Check]:
     records = evidence.records[evidence.records.attack == evidence.main]
     clean = f"{100 * (clean_accuracy(records).value or 0.0):.1f} % clean"
     words = "above guessing", "at chance: a constant answer cannot be fooled"
+    if records.label.nunique() == 1:
+        words = "", "all images are of one class: whether the answer is constant cannot be told"
     yield _either(not at_chance(records), "clean accuracy", clean, *words)
 
 

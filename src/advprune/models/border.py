@@ -84,7 +84,8 @@ def admitted(
                 whole, *pairs = (logits_of(who, model, part) for part in (few, *few.split(2)))
                 mixed = _differing(whole, torch.cat(pairs)) >= FEW - 2
             others = "the logits of an image depend on the other images of the batch, as where a "
-            refuse(who, {others + "batch-norm keeps no running statistics": mixed})
+            others += "batch-norm keeps no running statistics or activations are quantized by "
+            refuse(who, {others + "their range in the batch (dynamically)": mixed})
     _TRIED.update((inner, model))  # the copy, too: it may come back
     classes = logits.shape[1]
     largest = int(labels.max()) if labels is not None and len(labels) else 0
@@ -119,9 +120,13 @@ def _refuse_probabilities(
     while step is not None and COPIED.match(step.name()):
         step = step.next_functions[0][0]
     squashed = step is not None and SIGMOID.match(step.name()) is not None
-    sums = bool(((every.sum(1) - 1).abs() <= SUM).all())
     fault = "the model returns probabilities; leave its softmax or sigmoid out, give logits"
-    refuse(who, {fault: squashed or sums})
+    refuse(who, {fault: squashed or sum_to_one(every)})
+
+
+def sum_to_one(outputs: torch.Tensor) -> bool:
+    """Whether the outputs `[N, classes]` of every image sum to one, but for rounding."""
+    return bool(((outputs.sum(1) - 1).abs() <= SUM).all())
 
 
 def logits_of(who: str, model: nn.Module, images: torch.Tensor) -> torch.Tensor:

@@ -69,6 +69,8 @@ class Clamp(nn.Module):
 class Round(nn.Module):
     """`round(h, decimals)`; the gradient passes straight through."""
 
+    declares_rule = True
+
     def __init__(self, decimals: int) -> None:
         super().__init__()
         self.decimals = decimals
