@@ -122,11 +122,11 @@ def errors(model, pair):
 class InLowPrecision(nn.Module):
     """A network whose convolutions are computed in a type of 16 bits."""
 
-    def __init__(self, model: nn.Module, kind: torch.dtype) -> None:
+    def __init__(self, model, kind):
         super().__init__()
         self.model, self.kind = model, kind
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         with torch.autocast("cpu", self.kind):
             return self.model(x).to(x.dtype)
 
@@ -136,11 +136,11 @@ class FakeQuantized(nn.Module):
 
     declares_rule = True
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model):
         super().__init__()
         self.model = model
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return self.model(torch.fake_quantize_per_tensor_affine(x, 1 / 63, 0, 0, 63))
 
 
@@ -154,7 +154,7 @@ class FakeQuantized(nn.Module):
     ],
     ids=["bfloat16", "float16", "fake-quantized", "round"],
 )
-def test_the_rule_of_a_rounding_network_is_followed_over_a_step(made: Any, attacked: Pair) -> None:
+def test_the_rule_of_a_rounding_network_is_followed_over_a_step(made, attacked):
     """Over next to no step its answers do not move at all, or by a whole step of the rounding."""
     found = errors(made(shipped("dense-robust.fp16")), attacked)
     assert found.slope_error.isna().all() and not dishonest(found)
@@ -163,16 +163,16 @@ def test_the_rule_of_a_rounding_network_is_followed_over_a_step(made: Any, attac
 class BackToFloat(nn.Module):
     """A network that answers in float32, whatever it is asked in."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model):
         super().__init__()
         self.model = model
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return self.model.float()(x.float())
 
 
 @pytest.mark.parametrize("name", ["dense-robust.fp16", "dense-standard.fp16"])
-def test_float32_alone_is_no_wrong_gradient(name: str) -> None:
+def test_float32_alone_is_no_wrong_gradient(name):
     """Tiny steps cross the kinks of some ReLUs of 1 to 3 % of images if they are no smaller."""
     test = prepare(PARAMS.active().data)["test"]
     found = errors(BackToFloat(shipped(name)), (test.images[:100] / 255, test.labels[:100]))
