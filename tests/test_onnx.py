@@ -9,14 +9,11 @@ from workspace import ROOT, blocks
 
 from advprune import benchmark, load_model
 from advprune.cli.app import app
-from advprune.core.attack_settings import OtherAttack
 from advprune.core.errors import UserError
 from advprune.core.fit import Fit
 from advprune.core.params import load
-from advprune.core.settings import yaml_of
 from advprune.data import load_split, prepare, save_split, to_float
 from advprune.evaluate.deployed import target_agreement
-from advprune.evaluate.probes import by_answers
 from advprune.models.checkpoint import save_model
 from advprune.models.onnx_file import OnnxFile, export_onnx, files_of, fit_of, weight_facts
 from advprune.models.spec import ModelSpec, Normalize, attach, spec_of
@@ -26,6 +23,7 @@ from conftest import Linear
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
+pytestmark = pytest.mark.usefixtures("short_attacks")
 SHAPE = (2, 4, 5)
 EPS = 48 / 255
 FLOATS = ("FLOAT", "DOUBLE", "FLOAT16")
@@ -238,34 +236,6 @@ def folder(tmp_path_factory):
     save_split(splits["test"].pick(torch.arange(12)), there / "test.safetensors")
     save_split(splits["test"], there / "all.safetensors")
     return there
-
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    """The attacks of params.yaml at a small size."""
-
-    def cut(text, where):
-        found = yaml_of(text, where)
-        sizes = {"apgd_ce": {"steps": 10, "restarts": 1}, "distance": {"steps": 20, "restarts": 1}}
-        sizes |= {"square": {"queries": 20, "after": "apgd_ce"}}
-        for name, size in sizes.items():
-            found["attacks"][name] |= size
-        for kind in ("deterministic", "quantized"):
-            names = found["suite"][kind]
-            found["suite"][kind] = [n for n in names if n in sizes or n == "apgd_parent"]
-        found["attacks"]["apgd_parent"] |= {"steps": 5, "after": "apgd_ce"}
-        found["suite"] |= {"table": ["field"], "transfer": ["field"]}
-        found["curves"]["steps"] = [1, 5]
-        return found
-
-    def short(main):
-        sizes = {"probe_nes": {"steps": 3, "samples": 8}}
-        sizes |= {"probe_student": {"rounds": 1, "steps": 5}}
-        made = by_answers(main).items()
-        return {n: OtherAttack.model_validate(one.model_dump() | sizes[n]) for n, one in made}
-
-    monkeypatch.setattr("advprune.defaults.yaml_of", cut)
-    monkeypatch.setattr("advprune.evaluate.probes.by_answers", short)
 
 
 @pytest.mark.parametrize("bits", [8, 5])
