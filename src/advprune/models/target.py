@@ -82,7 +82,7 @@ def asked(answer: Answer, images: torch.Tensor) -> torch.Tensor:
     """The answer to a copy of images, as a tensor on the CPU; InputError where it is none."""
     given = images.detach().to("cpu", torch.float32).clone()
     try:
-        return torch.as_tensor(answer(given)).detach().cpu()
+        return torch.as_tensor(answer(given)).detach().cpu().clone()  # of inference_mode, too
     except UserError:
         raise
     except Exception as error:  # whatever the user's code does
