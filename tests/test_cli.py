@@ -258,6 +258,7 @@ def bits(model):
     return freeze(latent(model))
 
 
+@pytest.mark.usefixtures("short_attacks")
 @pytest.mark.parametrize("made", [integers, bits])
 def test_evaluate_tells_of_a_network_what_its_card_tells(here, run, tmp_path, made):
     path = tmp_path / "made.safetensors"

@@ -425,3 +425,19 @@ def test_a_censored_seed_needs_more_than_what_was_tried():
     assert flips.compare_flips(high, reached(*[50] * 5)).p == pytest.approx(2 / 252)
     with pytest.raises(ValueError, match="no seeds"):
         flips.compare_flips(low, flips.Reached((), ()))
+
+
+def test_other_labels_are_other_images():
+    one = records([True] * 30, [True] * 30)
+    with pytest.raises(ValueError, match="not of the same labels"):
+        compare(one, one.assign(label=one.label[::-1].to_numpy()))
+
+
+@pytest.mark.parametrize("share", [0.95, 1.0])
+def test_a_constant_answer_is_at_chance_whatever_the_shares_of_classes(share):
+    """95 of 100 images of one class: guessing it is right for 95, not for half of them."""
+    rare = np.arange(200) >= 200 * share
+    label = rare.astype(int)
+    always = {"index": np.arange(200), "label": label, "clean_pred": 0, "adv_pred": 0}
+    dense = pd.DataFrame(always).assign(clean_pred=label, adv_pred=1 - label)
+    assert compare(pd.DataFrame(always), dense).outcome == "at chance"

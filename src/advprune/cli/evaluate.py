@@ -166,6 +166,7 @@ def read_onnx(place: "Repository", path: Path, known: Network) -> "Subject":
     """A deployed file, which is only asked."""
     from advprune.benchmarking import Subject
     from advprune.data import to_float
+    from advprune.models.border import admitted
     from advprune.models.card import card_of
     from advprune.models.onnx_file import OnnxFile, files_of, fit_of, weight_facts
     from advprune.models.spec import Normalize
@@ -180,6 +181,7 @@ def read_onnx(place: "Repository", path: Path, known: Network) -> "Subject":
     if target.classes != len(split.classes):
         has = place.has(len(split.classes))
         raise UserError(f"{path} is a network of {target.classes} classes, but {has}")
+    admitted(str(path), target, to_float(split.images))
     card = card_of(path, target, card_beside(path)) | weight_facts(path)
     return Subject(target, card, files_of(path), asdict(known))
 
