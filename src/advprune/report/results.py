@@ -164,8 +164,14 @@ def read_results(text: str, where: str) -> pd.DataFrame:
             raise damaged(f"clean_accuracy of {model} is no rate, or eps no budget")
         # An image is robust where the smallest change that fools it is beyond the budget.
         far = distances(row) / row["eps"] - 1
-        if not np.where(np.array(list(hits)) == "1", far > -SLACK, far < SLACK).all():
+        is_robust = np.array(list(hits)) == "1"
+        if not np.where(is_robust, far > -SLACK, far < SLACK).all():
             raise damaged(f"outcomes and distances of {model} contradict each other")
+        # What is misclassified as it is has distance 0, or one just beyond the budget where other
+        # draws are right.
+        most, unsure = np.sum(far > -1), np.sum(is_robust & (far < SLACK))
+        if not most - unsure - 0.5 < n * row["clean_accuracy"] < most + 0.5:
+            raise damaged(f"clean_accuracy of {model} contradicts its distances")
     run = table[is_run]
     if len(run[["n", "images"]].drop_duplicates()) > 1:
         raise damaged("models were tested on different images")
