@@ -34,7 +34,7 @@ from advprune.report.sections.speed import TIMINGS
 from advprune.report.tables import rated
 from advprune.studies import check_studies
 
-SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 48, 36), (3, 224, 224)]
+SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 48, 36), (3, 96, 112)]
 
 
 def pictures(shape, n=3, seed=0):

@@ -58,6 +58,10 @@ WORDS = f"""
 import shlex, sys
 sys.modules |= dict.fromkeys("{EXTRAS}".split())
 from advprune.cli.app import main
+sys.path.append({str(ROOT / "tests")!r})
+if "evaluate" in sys.argv[1]:
+    import short
+    short.install()
 for line in sys.argv[1:]:
     sys.argv = shlex.split(line)
     try:
@@ -261,6 +265,7 @@ def test_benchmark_of_a_network_whose_distances_are_known(linear, norm, eps):
     assert again.metrics == found.metrics
 
 
+@pytest.mark.usefixtures("short_attacks")
 def test_the_guides_code(linear, tmp_path, monkeypatch):
     model, images, labels = linear
     monkeypatch.chdir(tmp_path)
