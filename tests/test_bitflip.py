@@ -15,7 +15,7 @@ from torch import nn
 
 from advprune.attacks import bitflip
 from advprune.attacks.bit_search import TYPES, _Run, random_bits, random_flips, rank
-from advprune.attacks.flip_objective import LEAK, FlipOptions
+from advprune.attacks.flip_objective import LEAK, LOST, FlipOptions, Objective
 from advprune.attacks.rerun import rerun
 from advprune.attacks.stored_bits import Flip, StoredModel, decode, encode, place_values, store
 
@@ -540,9 +540,60 @@ def test_floats_of_batch_norm_and_of_scales_are_bits_too(digits):
     assert torch.allclose(stored.gradient("0.scale", g).flatten(), (g * q).sum((1, 2, 3)))
     change = stored.layers["1.bias"].changes()  # of numbers that are 0
     assert change[31].tolist() == [0, 0] and change[23:30].abs().max() <= 1e6
-    one, all_bits = (bitflip(s, digits[0][:32], budget=3) for s in (plain, stored))
-    gained = [trace.table.loss_after.iloc[-1] for trace in (one, all_bits)]
-    assert gained[1] > 2 * gained[0] and ".scale" in "".join(all_bits.table.layer)
+    scaled = {name: layer for name, layer in stored.layers.items() if name[0] != "1"}
+    traces = [
+        bitflip(s, digits[0][:32], budget=3)
+        for s in (plain, StoredModel(stored.model, scaled), stored)
+    ]
+    gained = [trace.table.loss_after.iloc[-1] for trace in traces]
+    assert min(gained[1:]) > 2 * gained[0] and ".scale" in "".join(traces[1].table.layer)
+
+
+def gated(weight):
+    """Images of one pixel: those above 0.5 pass a batch-norm and a ReLU, the others are cut off."""
+    net = nn.Sequential(
+        nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1), nn.ReLU(), nn.Flatten(), nn.Linear(1, 2)
+    )
+    for parameter, value in zip(net.parameters(), (1.0, -0.5, weight, 0.0), strict=False):
+        nn.init.constant_(parameter, value)
+    net[4].weight.data[:] = torch.tensor([[-1.0], [64.0]])
+    net[4].bias.data[:] = torch.tensor([0.5, 0.0])
+    return store(net.eval(), 8, floats=True), torch.linspace(0, 1, 10).view(10, 1, 1, 1)
+
+
+def test_the_search_makes_the_flip_after_which_no_loss_is_finite():
+    """Bit 30 of a batch-norm's weight of one makes it infinite. It was never tried, so that a
+    network that one flip destroys was said to need many."""
+    stored, images = gated(1.0)
+    images = images[5:]
+    labels = stored.model(images).argmax(1)
+
+    def answered(model):
+        logits = model(images)
+        return float((logits.isfinite().all(1) & (logits.argmax(1) == labels)).float().mean())
+
+    trace = bitflip(stored, images, budget=6, every=3, stop=0.3, evaluate=answered)
+    assert trace.reason == "level" and trace.bits_to(0.3) == 1  # measured at once
+    assert trace.table.bit.item() == 30 and trace.table.loss_after.item() == LOST
+    aim = bitflip(stored, images, budget=2, target=0)  # which a lost image does not reach
+    assert aim.table.loss_after.max() < LOST / 2
+
+
+def test_images_that_are_lost_leave_the_gradient_to_the_others():
+    stored, images = gated(0.75)  # of which bit 30 makes 2.6e38
+    labels = stored.model(images).argmax(1)
+    stored.flip(Flip("1.weight", 0, 30))
+    lost = ~stored.model(images).isfinite().all(1)
+    assert lost.sum() == 5 and not lost[:5].any()
+    objective = Objective(stored, [(images, labels)], "ce", 1, None)
+    weight = stored.model[4].weight.detach().requires_grad_()
+    features = torch.zeros(5, 1)  # cut off
+    height = F.cross_entropy(
+        features @ weight.T + stored.model[4].bias, labels[:5], reduction="sum"
+    )
+    assert objective.height() == pytest.approx((5 * LOST + float(height.detach())) / 10)
+    (expected,) = torch.autograd.grad(height / 10, weight)
+    assert torch.allclose(objective.gradient()["4"], expected)
 
 
 def test_random_flips_are_uniform_over_bits():

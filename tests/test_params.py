@@ -18,6 +18,7 @@ DENSE = "dense-standard, dense-robust"
 SIX, NINE = ({"method": "pgd", "epochs": epochs, "steps": 3} for epochs in (6, 9))
 LWM = {"family": "LWM", "setting": {"sparsity": 0.95, "finetune": NINE}}
 HYDRA = {"family": "HYDRA", "setting": {"sparsity": 0.95, "finetune": SIX}}
+MASK = {"family": "HYDRA", "setting": {"sparsity": 0.95, "scores": NINE | {"steps": 4}}}
 SQUARE = {"method": "square", "queries": 300}
 
 
@@ -252,6 +253,13 @@ def test_a_profile_overrides_key_by_key():
         ("recipes/robust", {"method": "pgd", "steps": 3, "step": 0.25}, ["robust", "cannot cross"]),
         ("prune/LWM/finetune/epochs", 11, ["prune.LWM.finetune.epochs: prune.HYDRA", "12", "11"]),
         ("studies/seeds/points", {"H": HYDRA, "L": LWM}, ["points.L.finetune", "6", "9"]),
+        ("prune/LWM/finetune/steps", 4, ["prune.LWM.finetune.steps: 4 here, and 3 in prune.HYDRA"]),
+        ("prune/LWM/finetune/step", 1, ["finetune.step: 1.0 here, and 0.6 in prune.HYDRA"]),
+        ("prune/LWM/finetune/lr", 0.2, ["prune.LWM.finetune.lr: 0.2 here, and 0.1 in prune.HYDRA"]),
+        ("prune/LWM/finetune/method", "trades", ["finetune.method: trades here, and pgd in"]),
+        ("studies/seeds/points", {"H": MASK, "L": LWM}, ["points.L.finetune.steps: 3 here, and 4"]),
+        ("prune/AWT/train/epochs", 50, ["prune.random_ticket.train: differs from that of prune.A"]),
+        ("prune/dense_ticket/gauge", {"batch": 8}, ["prune.dense_ticket.gauge: differs from"]),
         ("prune/HYDRA/scores/step", "eps/4", ["prune.HYDRA: scores", "cannot cross the ball"]),
         ("attacks/worst_case", {"step": 0}, ["'worst_case' is taken"]),
         ("attack/main", "pgd", ["attack.main", "'pgd'", "field"]),

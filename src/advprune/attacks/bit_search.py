@@ -9,13 +9,13 @@ the published code.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from math import isfinite, nan
+from math import inf, nan
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from advprune.attacks.flip_objective import RANDOM, FlipOptions, Objective
+from advprune.attacks.flip_objective import LOST, RANDOM, FlipOptions, Objective
 from advprune.attacks.stored_bits import Flip, StoredFloats, StoredLayer, StoredModel, store
 from advprune.models.border import refuse
 from advprune.models.fold import channels_last
@@ -79,8 +79,7 @@ def bitflip(
 
     model: a float network, or a StoredModel, attacked as it is. labels: `[N]`; without them the
     stored model's own predictions before the first flip. changes: fields of FlipOptions. ValueError
-    on shapes, ranges or options that make no sense, on a model that draws at random, and where the
-    loss is not finite to begin with.
+    on shapes, ranges or options that make no sense, and on a model that draws at random.
     """
     how = FlipOptions(**changes)
     stored = _private(model, how)
@@ -109,7 +108,7 @@ def bitflip(
                 height, values = objective.again(flips[0].layer)
                 for flip in flips:  # undone
                     stored.flip(flip)
-                if isfinite(height) and height > best:  # else such a network could not go on
+                if height > best:
                     best, kept, chosen = height, values, flips
             if chosen:
                 break
@@ -158,7 +157,8 @@ def rank(name: str, layer: StoredLayer | StoredFloats, gradient: Tensor, most: i
 
     gradient: of the height by its numbers, in their shape. Flips that do not raise it are left out.
     """
-    gains = (gradient.flatten() * layer.changes()).nan_to_num(0.0, 0.0, 0.0)  # [bits, n]
+    # [bits, n]; NaN: what is infinite after its flip, or no number, harms in either direction.
+    gains = (gradient.flatten().nan_to_num() * layer.changes()).nan_to_num(inf, inf, -inf)
     best, places = gains.flatten().topk(min(most, gains.numel()))
     rising = places[best > 0]
     indices, bits = (rising % gains.shape[1]).tolist(), (rising // gains.shape[1]).tolist()
@@ -193,8 +193,6 @@ class _Run:
             self.start_accuracy = float(self.how.evaluate(self.stored.model))
         if self.objective is not None:
             self.height = self.objective.height()
-            if not isfinite(self.height):
-                raise ValueError("bitflip: the loss is not finite to begin with")
 
     def over(self) -> str | None:
         """Why the attack is over, if it is."""
@@ -205,7 +203,8 @@ class _Run:
 
     def commit(self, flips: list[Flip], height: float = nan) -> None:
         """Make flips, write them down with the objective's height after them, and measure accuracy
-        and report where that is due."""
+        and report where that is due: after each `every` flips, and from where the batch as a whole
+        is lost."""
         it, sign = self.objective, self.objective.sign if self.objective else 1
         shared = {
             "step": self.rows[-1]["step"] + 1 if self.rows else 1,
@@ -224,7 +223,8 @@ class _Run:
             self.flipped ^= {flip}
             counts = {"flip": len(self.rows) + 1, "hamming": len(self.flipped)}
             self.rows.append(vars(flip) | {"before": before, "after": after} | counts | shared)
-        if self.how.evaluate is not None and len(self.rows) // self.how.every > done:
+        due = len(self.rows) // self.how.every > done or height >= LOST / 2
+        if self.how.evaluate is not None and due:
             self.rows[-1]["accuracy"] = float(self.how.evaluate(self.stored.model))
         self.how.progress(len(flips))
 

@@ -21,6 +21,7 @@ RANDOM = (
 )
 LOSSES = ("ce", "margin")
 LEAK = 0.01  # what raising the margin of an image counts once it is where the attack wants it
+LOST = 1e6  # what an image counts whose logits are not finite; no other counts more than half of it
 Evaluate = Callable[[nn.Module], float]
 
 
@@ -69,6 +70,9 @@ class FlipOptions:
 @dataclass
 class Objective:
     """The loss L on the batch, and its `height`, what the attacker raises: L, or -L with a target.
+
+    Stored floats can become so large that logits are infinite or NaN, which answer nothing: that is
+    the most that an image can lose (`LOST`), and with a target the least that can be won.
 
     forwards, gradients: passes of the whole batch so far. values: what a pass from a changed layer
     on needs, for each part of the batch.
@@ -131,7 +135,10 @@ class Objective:
         count = sum(len(labels) for _, labels in self.parts)
         for images, labels in self.parts:
             with torch.enable_grad():
-                height = self._heights(self.stored.model(images), labels).sum() / count
+                logits = self.stored.model(images)
+                if not (fine := logits.isfinite().all(1)).all():  # 0 times NaN were NaN
+                    logits, labels = self.stored.model(images[fine]), labels[fine]
+                height = self._heights(logits, labels).sum() / count
             if height.requires_grad:  # else the model has cut its graph: there is no gradient
                 found = torch.autograd.grad(height, weights, allow_unused=True)
                 total = [t if g is None else t + g for t, g in zip(total, found, strict=True)]
@@ -147,6 +154,9 @@ class Objective:
     def _heights(self, logits: Tensor, labels: Tensor) -> Tensor:
         """What the attacker raises, `[N]`, from logits `[N, K]`."""
         if self.loss == "ce":
-            return self.sign * cross_entropy(logits, labels)
-        won = self.sign * margin(logits, labels)  # positive: the image is where it is wanted
-        return torch.where(won < 0, won, LEAK * won)
+            found = self.sign * cross_entropy(logits, labels)
+        else:
+            won = self.sign * margin(logits, labels)  # positive: the image is where it is wanted
+            found = torch.where(won < 0, won, LEAK * won)
+        lost = torch.full_like(found, self.sign * LOST)
+        return found.clamp(-LOST / 2, LOST / 2).where(logits.isfinite().all(1), lost)

@@ -19,7 +19,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from advprune.models.card import met
 from advprune.models.copies import plain_copy
 
-BIGGEST = 1e6  # a float that a flip makes larger leaves no finite loss, and is not tried
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 SCALES = ("layer", "channel")
 
@@ -126,11 +125,12 @@ class StoredFloats:
         return self.codes.view(torch.float32)
 
     def changes(self) -> Tensor:
-        """By how much each flip changes a number, `[bits, n]`; 0 where it grows too large."""
-        codes = self.codes.flatten()
+        """By how much each flip changes a number, `[bits, n]`; NaN where what comes out is infinite
+        or NaN, 0 where the number is so already."""
+        codes, numbers = self.codes.flatten(), self.weight().flatten()
         flipped = torch.stack([codes ^ _bit(bit) for bit in range(self.bits)]).view(torch.float32)
-        change = flipped - self.weight().flatten()
-        return change.where(flipped.abs() <= BIGGEST, 0.0)
+        changes = torch.where(flipped.isfinite(), flipped - numbers, torch.nan)
+        return changes.where(numbers.isfinite(), 0.0)
 
 
 @dataclass(frozen=True)

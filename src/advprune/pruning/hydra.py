@@ -19,7 +19,8 @@ Training. Budget, batches and decay are the profile's; labels are not smoothed. 
 with its last epoch; the published code takes the epoch of the best accuracy under attack on test
 images. With `finetune: null` on a standard network the mask alone is trained: a sub-network of a
 network that is not robust. HYDRA's scores take epochs, so LWM is fine-tuned for as many more:
-settings of the same sparsity and parent are refused where the sums differ.
+settings of the same sparsity and parent are refused where the sums differ, or method, attack or
+rate of the fine-tuning.
 
 Source. Sehwag, Wang, Mittal and Jana, HYDRA: Pruning Adversarially Robust Neural Networks (NeurIPS
 2020, arXiv 2002.10509); Han et al. (NeurIPS 2015) for magnitude.
@@ -69,19 +70,43 @@ class Hydra(Magnitude):
     scores: ScoreSettings = ScoreSettings()
 
 
-def check_equal_epochs(named: Mapping[str, Any]) -> None:
-    """UserError where LWM is trained for other epochs than HYDRA at the same sparsity, whose scores
-    and fine-tuning count; `named`: typed settings by their place in params.yaml."""
+def check_equal_training(named: Mapping[str, Any]) -> None:
+    """UserError where LWM is trained otherwise than HYDRA at the same sparsity: for other epochs
+    than its scores and fine-tuning together, by another method, or at another rate; `named`: typed
+    settings of one parent by their place in params.yaml. Without fine-tuning the method is that of
+    the scores, which have a rate of their own."""
     learned = {place: one for place, one in named.items() if type(one) is Hydra}
     controls = {place: one for place, one in named.items() if type(one) is Magnitude}
     for (place, one), (other, control) in product(learned.items(), controls.items()):
+        if one.sparsity != control.sparsity:
+            continue
         epochs = one.scores.epochs + (one.finetune.epochs if one.finetune else 0)
         found = control.finetune.epochs if control.finetune else 0
-        if one.sparsity == control.sparsity and epochs != found:
+        if epochs != found:
             raise UserError(
                 f"{other}.finetune.epochs: {place} is trained for {epochs} epochs, its scores "
                 f"included, and LWM, its control, for {found}; give both the same"
             )
+        if control.finetune is None:
+            continue
+        wanted = trained_by(one.finetune or one.scores)
+        for key, value in trained_by(control.finetune).items():
+            if wanted.get(key) != value and (key != "lr" or one.finetune):
+                raise UserError(
+                    f"{other}.finetune.{key}: {value} here, and {wanted.get(key)} in {place}, "
+                    "whose control it is; give both the same"
+                )
+
+
+def trained_by(setting: FineTuneSettings) -> dict[str, Any]:
+    """What two trainings have to share besides their epochs, by its keys: the method first, its
+    attack (`step` resolved), the weight of TRADES, and the rate."""
+    found: dict[str, Any] = {"method": setting.method}
+    if setting.method != "standard":
+        found |= {"steps": setting.steps, "step": setting.stride}
+    if setting.method == "trades":
+        found["beta"] = setting.beta
+    return found | {"lr": setting.lr}
 
 
 class Scored(nn.Module):

@@ -13,7 +13,8 @@ of kernels are estimated without bias. With `A = D^T D`, the variance of one pro
 `2 (||A||_F^2 - sum_k A_kk^2)`, small where D has many directions (Hutchinson, 1989). Products can
 be differentiated by the parameters once more. Parameters that a mask removes have no derivative: f
 is a function of `mask * w`. Networks are in evaluation mode, where batch-norm is a fixed map and
-images do not depend on each other.
+images do not depend on each other; each has the statistics of its own maps (`calibrate`), as it has
+them where it learns: by the dense network's, a sparse one is another function.
 
 tickets.py says what AWT minimizes. Each term is relative to that of an all-zero network, so that
 one gamma suits networks of any size; Adam ignores the common factor. The published gamma, whose
@@ -29,6 +30,7 @@ from pydantic import Field
 from torch import nn
 from torch.func import functional_call, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from advprune.core.device import device_of, salted
 from advprune.core.errors import UserError, first_line
@@ -43,11 +45,12 @@ from advprune.training.standard import Row
 
 Tensors = dict[str, torch.Tensor]  # by parameter name
 Choose = Callable[[Tensors], Masks]  # from weights to what is removed
+CALIBRATION = 512  # training images, the first ones, that batch-norm takes its statistics from
 MEASURED = 8  # reported distances use this many times the vectors of a step
 
 
 class GaugeSettings(Settings):
-    """What outputs and kernels are compared on."""
+    """What outputs and kernels are compared on: batches of a search, images of a `Gauge`."""
 
     batch: int = Field(default=64, ge=1, le=4096)  # training images
     attack_steps: int = Field(default=5, ge=0, le=1000)  # of PGD at the training eps: X~
@@ -63,6 +66,24 @@ class SearchSettings(GaugeSettings):
     gamma: float = Field(default=1.0, ge=0, le=1000)
     l2: float = Field(default=1e-3, ge=0, le=1000)
     refresh: int = Field(default=25, ge=1)
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, images: torch.Tensor) -> None:
+    """Set batch-norm's running statistics to those of what the model makes of the first
+    `CALIBRATION` images `[N, C, H, W]`, in place. The model is in evaluation mode, and its other
+    layers stay so: dropout draws nothing."""
+    norms = [part for part in model.modules() if isinstance(part, _BatchNorm)]
+    usual = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain average
+        norm.train()
+    if norms:
+        model(images[:CALIBRATION].to(device_of(model)))
+    for norm, momentum in zip(norms, usual, strict=True):
+        norm.momentum = momentum
+        norm.eval()
 
 
 def trainable(model: nn.Module) -> Tensors:
@@ -141,7 +162,7 @@ def pair(model: nn.Module, batch: Pair, data: Data, steps: int, generator: torch
 
 class Gauge:
     """Measures how far sparse networks are from a dense one, always on the same images: the first
-    batch of training images, which searches do not see, and the same attacked on the dense network.
+    training images, which searches do not see, and the same attacked on the dense network.
     `output_norm` and `kernel_norm`: `||f_0||^2 / N` and `||Theta_0||_F^2 / N^2`, above zero."""
 
     def __init__(self, dense: nn.Module, data: Data, setting: GaugeSettings) -> None:
@@ -164,7 +185,7 @@ class Gauge:
     @torch.no_grad()
     def __call__(self, sparse: nn.Module, removed: Masks) -> Row:
         """`output_distance` and `kernel_distance`: the two terms, as shares of `output_norm` and
-        `kernel_norm` (1: as far off as a zero network)."""
+        `kernel_norm` (1: as far off as a zero network). The network is one that is calibrated."""
         output = mean_square(self.outputs - sparse(self.images[0])) / self.output_norm
         kernel = mean_square(self.products - self._products(sparse, removed)) / self.kernel_norm
         row = {"output_distance": output, "kernel_distance": kernel}
@@ -175,17 +196,17 @@ class Gauge:
 class Search:
     """Finds mask and weights of a sparse network that is close to `dense` to first order.
 
-    dense: at initialization, in evaluation mode; left as it is. choose: the weights that go, by the
-    values that all would have. An unfinished search is kept beside the state of the training, to be
-    resumed after a kill. `parked`: the values that removed weights had; they may come back. `rows`:
-    how close it was, each `refresh` steps (`Gauge`).
+    dense: at initialization, calibrated and in evaluation mode; left as it is. gauge: its own.
+    choose: the weights that go, by the values that all would have. An unfinished search is kept
+    beside the state of the training, to be resumed after a kill. `parked`: the values that removed
+    weights had; they may come back. `rows`: how close it was, each `refresh` steps.
     """
 
     def __init__(
-        self, dense: nn.Module, choose: Choose, setting: SearchSettings, data: Data
+        self, dense: nn.Module, gauge: Gauge, choose: Choose, setting: SearchSettings, data: Data
     ) -> None:
-        self.dense, self.choose, self.setting, self.data = dense, choose, setting, data
-        self.gauge = Gauge(dense, data, setting)
+        self.dense, self.gauge, self.choose = dense, gauge, choose
+        self.setting, self.data = setting, data
         self.student = copy.deepcopy(dense)
         self.optimizer = torch.optim.Adam(trainable(self.student).values(), lr=setting.lr)
         weights = layer_weights(self.student)
@@ -230,6 +251,7 @@ class Search:
             for key in ("exp_avg", "exp_avg_sq"):
                 if key in self.optimizer.state.get(weight, {}):
                     self.optimizer.state[weight][key].masked_fill_(gone, 0.0)
+        calibrate(self.student, self.data.images)
 
     def _note(self) -> None:
         """Add a row, and keep the state."""
@@ -244,7 +266,8 @@ class Search:
         seed = salted(self.data.seed, "tickets", "search", str(self.step))
         generator = torch.Generator().manual_seed(seed)
         batch, count = self.setting.batch, len(self.data.images)
-        held = batch if count >= 2 * batch else 0  # the images of the gauge
+        held = len(self.gauge.images[0])  # the first images, where there are enough others
+        held = held if count >= held + batch else 0
         rows = held + torch.randperm(count - held, generator=generator)[:batch]
         seen = self.data.images[rows], self.data.labels[rows]
         images = pair(self.student, seen, self.data, self.setting.attack_steps, generator)
@@ -254,6 +277,7 @@ class Search:
             assert weight.grad is not None
             weight.grad.masked_fill_(self.removed[name], 0.0)
         self.optimizer.step()
+        calibrate(self.student, self.data.images)
 
     def backward(self, images: Pair, generator: torch.Generator) -> None:
         """Add the gradient of the distance (tickets.py) to those of the student."""

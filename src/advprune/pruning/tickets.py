@@ -12,15 +12,17 @@ training images and X~ the same under PGD on the sparse network (ticket_search.p
 mask keeps the weights of largest magnitude of each layer, and is chosen anew every `refresh` steps.
 Both terms are relative to those of an all-zero network. As in Neural Tangent Transfer (Liu and
 Zenke, 2020), a third holds the remaining weights small, `l2 / density ||m w||²`, relative to the
-dense network's `||w||²`. Batch-norm is calibrated on 512 training images before the search.
-Distances are measured on training images that the search does not see; above a kernel distance of
-0.3 the search did not converge, and its ticket says nothing about the claim.
-random_ticket ranks by uniform random numbers, magnitude_ticket by `|w|` at initialization.
+dense network's `||w||²`. Batch-norm has the statistics of the network that it is in, dense or
+sparse, from 512 training images. Distances, of controls too, are measured on the images of `gauge`,
+which the search does not see; X~ is made on the dense network there, so that it is the same for all
+tickets. Above a kernel distance of 0.3 the search did not converge, and its ticket says nothing
+about the claim. random_ticket ranks by uniform random numbers, magnitude_ticket by `|w|` at
+initialization.
 
 Training. Only the parent's architecture and seed matter: every ticket starts from the
 initialization of the dense network of the same seed and sees the same images in the same order.
-Masks are on the weights of convolutions and linear layers, the classifier's too, and are held at
-exactly zero.
+Tickets of one parent whose `train` or `gauge` differ are refused. Masks are on the weights of
+convolutions and linear layers, the classifier's too, and are held at exactly zero.
 
 Cost. A search step multiplies the kernel with `projections` random vectors, each a backward pass at
 X~ and a forward derivative at X, differentiated once more; the estimate is unbiased, and exact with
@@ -34,15 +36,17 @@ Tangent Transfer (ICML 2020); Frankle et al., Pruning Neural Networks at Initial
 """
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from pydantic import Field
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.swa_utils import update_bn
 
-from advprune.core.device import device_of, salted
+from advprune.core.device import salted
+from advprune.core.errors import UserError
 from advprune.core.settings import Settings
 from advprune.core.train_settings import FineTuneSettings
 from advprune.models.resnet import initialize
@@ -57,19 +61,27 @@ from advprune.pruning.masks import (
     random_scores,
     select,
 )
-from advprune.pruning.ticket_search import Gauge, GaugeSettings, Search, SearchSettings
+from advprune.pruning.ticket_search import (
+    Gauge,
+    GaugeSettings,
+    Search,
+    SearchSettings,
+    calibrate,
+)
 from advprune.training.standard import Row
 
-CALIBRATION = 512  # training images that batch-norm takes its statistics from before a search
 CONVERGED = 0.3  # kernel distance on held-out images above which a search did not converge
 TRAINING = FineTuneSettings(method="pgd", epochs=15, lr=0.1)
 
 
 class Ticket(Settings):
-    """Settings that all tickets share; see `SearchedTicket`."""
+    """sparsity: removed share of the weights of each convolution and linear layer. train: training
+    of the ticket, its mask fixed; null leaves it at initialization. gauge: what the distance from
+    the dense network is measured on, by the keys of the same names of `search`."""
 
     sparsity: float = Field(ge=0, lt=1)
     train: FineTuneSettings | None = TRAINING
+    gauge: GaugeSettings = GaugeSettings()
 
     def smallest(self, scores: Scores) -> Masks:
         """The weights of the smallest scores, the same share of each layer."""
@@ -77,16 +89,8 @@ class Ticket(Settings):
         return select(scores, count, "layer")
 
 
-class ControlTicket(Ticket):
-    """sparsity, train: as for AWT. gauge: what the distance from the dense network is measured on,
-    by the keys of the same names of `search`."""
-
-    gauge: GaugeSettings = GaugeSettings()
-
-
 class SearchedTicket(Ticket):
-    """sparsity: removed share of the weights of each convolution and linear layer. train: training
-    of the ticket, its mask fixed; null leaves it at initialization.
+    """sparsity, train, gauge: as for the controls.
 
     search: `steps` of Adam at rate lr on batches of training images, attacked by PGD of
     `attack_steps`, with `projections` random vectors each (null: all unit vectors); gamma and l2
@@ -97,18 +101,32 @@ class SearchedTicket(Ticket):
     search: SearchSettings = SearchSettings()
 
 
+def check_equal_tickets(named: Mapping[str, Any]) -> None:
+    """UserError where tickets are trained, or their distances measured, otherwise than the first;
+    `named`: typed settings of one parent by their place in params.yaml."""
+    tickets = [(place, one) for place, one in named.items() if isinstance(one, Ticket)]
+    for place, one in tickets[1:]:
+        first, other = tickets[0]
+        for key in ("train", "gauge"):
+            if getattr(one, key) != getattr(other, key):
+                raise UserError(
+                    f"{place}.{key}: differs from that of {first}, and tickets are each other's "
+                    "controls; give both the same"
+                )
+
+
 @torch.no_grad()
 def at_initialization(model: nn.Module, data: Data) -> nn.Module:
     """The dense network as the recipe of seed `data.seed` initializes it, in evaluation mode.
-    Batch-norm is calibrated on the first `CALIBRATION` training images: at mean 0 and variance 1,
-    as it begins, the network computes another function than the one that starts to learn."""
+    Batch-norm is calibrated: at mean 0 and variance 1, as it begins, the network computes another
+    function than the one that starts to learn."""
     dense = copy.deepcopy(model).requires_grad_(True)
-    for module in dense.modules():
+    for module in dense.eval().modules():
         if isinstance(module, _BatchNorm):
             module.reset_parameters()
     initialize(dense, torch.Generator().manual_seed(data.seed))
-    update_bn([data.images[:CALIBRATION]], dense, device_of(dense))
-    return dense.eval()
+    calibrate(dense, data.images)
+    return dense
 
 
 def trained(
@@ -128,22 +146,24 @@ def awt(model: nn.Module, setting: SearchedTicket, data: Data) -> Pruned:
     """Mask and weights of the same outputs and tangent kernel, the mixed one of clean and attacked
     images, as the dense network's."""
     dense = at_initialization(model, require(data))
-    search = Search(dense, lambda w: setting.smallest(magnitudes(w)), setting.search, data)
+    gauge = Gauge(dense, data, setting.gauge)
+    search = Search(dense, gauge, lambda w: setting.smallest(magnitudes(w)), setting.search, data)
     student, removed, rows = search.run()
     pruned = trained(student, removed, setting, data, rows)
     pruned.notes["ticket"] = rows[-1] | {"converged": rows[-1]["kernel_distance"] <= CONVERGED}
     return pruned
 
 
-@family("random_ticket", ControlTicket, by="random")
-@family("magnitude_ticket", ControlTicket, by="magnitude")
-def control(model: nn.Module, setting: ControlTicket, data: Data, by: str) -> Pruned:
+@family("random_ticket", Ticket, by="random")
+@family("magnitude_ticket", Ticket, by="magnitude")
+def control(model: nn.Module, setting: Ticket, data: Data, by: str) -> Pruned:
     """Any weights of the initialization, or its largest; at sparsity 0 the dense network itself.
-    The distance from the dense network is measured as AWT's search does."""
+    The distance from the dense network is measured as AWT's is."""
     dense = at_initialization(model, require(data))
     weights = layer_weights(dense)
     scores = magnitudes(weights) if by == "magnitude" else random_scores(weights, data.generator)
     removed = setting.smallest(scores)
     gauge = Gauge(dense, data, setting.gauge)
     clear(dense, removed)
+    calibrate(dense, data.images)
     return trained(dense, removed, setting, data, [{"step": 0, **gauge(dense, removed)}])

@@ -21,7 +21,7 @@ from advprune.models.spec import QuantizationSpec, attach, spec_of
 from advprune.models.stochastic import undisturbed
 
 BATCH = 64  # images in a pass
-SEED = 0  # of a randomized network's draws while ranges are observed
+SEED = 0  # of a randomized network's draws while ranges are observed, or twins compared
 
 
 def quantize(model: nn.Module, images: torch.Tensor, bits: int = 8) -> nn.Module:
@@ -105,7 +105,7 @@ def twin_agreement(model: nn.Module, images: torch.Tensor) -> tuple[float, float
     for part in images.split(BATCH):
         answers = []
         for one in (model, differentiable):
-            with full_precision(), undisturbed(device, seed=0):
+            with full_precision(), undisturbed(device, SEED):
                 answers.append(one(part.to(device)))
         exact, smooth = answers
         same += int((exact.argmax(1) == smooth.argmax(1)).sum())

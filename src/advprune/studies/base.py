@@ -18,7 +18,7 @@ from advprune.core.resume import Parts
 from advprune.core.settings import Settings, parse
 from advprune.data import Split, to_float
 from advprune.evaluate.craft import Work, craft_shown, rows
-from advprune.pruning import check_equal_epochs, setting_of
+from advprune.pruning import check_controls, setting_of
 from advprune.training.inputs import Pair
 
 Tables = dict[str, pd.DataFrame]  # by file name without ending; `records` is always among them
@@ -144,7 +144,7 @@ def settings_of(params: Params, name: str) -> Any:
         for where, family, value in getattr(settings, "families", list)()
         for place in [f"studies.{name}.{where}"]
     }
-    check_equal_epochs(typed)
+    check_controls(typed)
     return settings
 
 
