@@ -27,8 +27,8 @@ from advprune.models.spec import ModelSpec
 
 def untrained(width: int, images: Tensor) -> nn.Module:
     """A ResNet18 of a width on the images' device, whose batch-norm has seen them."""
-    known = {"channels": 3, "classes": 10, "mean": (0.5,) * 3, "std": (0.25,) * 3}
-    model = build(ModelSpec(architecture="resnet18", width=width, **known))
+    shape: dict[str, Any] = {"channels": 3, "classes": 10, "mean": (0.5,) * 3, "std": (0.25,) * 3}
+    model = build(ModelSpec(architecture="resnet18", width=width, **shape))
     initialize(model, torch.Generator().manual_seed(0))
     model.train().to(images.device)
     with torch.no_grad():

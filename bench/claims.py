@@ -20,7 +20,8 @@ from advprune.core.errors import UserError
 from advprune.core.params import FILE as PARAMS
 from advprune.core.params import Params
 from advprune.core.settings import parse, text_of, yaml_of
-from advprune.models.checkpoint import header_spec, read_tensors
+from advprune.models.checkpoint import load_model
+from advprune.models.spec import spec_of
 from advprune.report.results import CLAIMS
 from advprune.report.run import Run
 from advprune.report.sections.claims import outcomes
@@ -63,7 +64,7 @@ def asks(claim: Claim, points: dict[str, Any]) -> bool:
 
 def params_of(folder: Path, points: dict[str, Any]) -> Params:
     """params.yaml with the folder's network, all test images, and the points as its study."""
-    spec = header_spec(read_tensors(folder / f"{PARENT}.fp16.safetensors")[1], where=str(folder))
+    spec = spec_of(load_model(folder / f"{PARENT}.fp16.safetensors"))
     raw = yaml_of(text_of(ROOT / PARAMS), PARAMS)
     profile = raw["profiles"][PROFILE]
     profile["model"] = {"architecture": spec.architecture, "width": spec.width}

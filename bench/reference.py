@@ -7,7 +7,6 @@ command continues where it was stopped.
 """
 
 import json
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -37,7 +36,7 @@ from advprune.models.checkpoint import load_model, save_model
 from advprune.pruning import Data, prune
 from advprune.training.inputs import Inputs
 from advprune.training.networks import begin
-from advprune.training.standard import Trainer
+from advprune.training.standard import train as trained
 
 EPS, BATCH, HELD_OUT = 8 / 255, 1024, 1000
 KEPT = ["index", "label", "attack", "clean_pred", "clean_margin", "adv_pred", "adv_margin"]
@@ -95,7 +94,7 @@ Made = tuple[nn.Module, list[dict[str, Any]], dict[str, Any]]  # network, histor
 def dense(network: ModelSettings, recipe: RecipeSettings, how: TrainSettings, on: Inputs) -> Made:
     """The network of the best epoch."""
     model = begin(network, on.train, on.seed).to(on.device)
-    return model, Trainer(model, *on.pairs, how, recipe, on.seed, on.state).run(), {}
+    return model, trained(model, on, how, recipe), {}
 
 
 def pruned(parent: Path, family: dict[str, Any], how: TrainSettings, on: Inputs) -> Made:
@@ -108,13 +107,13 @@ def pruned(parent: Path, family: dict[str, Any], how: TrainSettings, on: Inputs)
     return made.model, history, {"prune_ratio": made.ratio, "setting": family, **made.notes}
 
 
-def evaluate(model: nn.Module, data: Path, count: int, attacks: list[str], out: Results) -> None:
-    """Attack the first `count` test images; Linf images of 8 bits, scored in float32.
+def evaluate(model: nn.Module, data: Path, attacks: list[str], out: Results) -> None:
+    """Attack the test images; Linf images of 8 bits, scored in float32.
 
     Targeted APGD, written every `BATCH` images, works on those that APGD on the cross-entropy has
     not broken. Minimum-norm images are not rounded: `linf` and `l2` are the distances.
     """
-    x, y = (tensor[:count] for tensor in load_split(data, "test"))
+    x, y = load_split(data, "test")
     shared: dict[str, Any] = {"batch": BATCH, "precision": "bfloat16"}
 
     def long(a: Tensor, b: Tensor, c: Cost) -> Tensor:
@@ -167,38 +166,31 @@ def main(
     parent: Annotated[Path | None, typer.Option(help="Prune these weights instead.")] = None,
     family: Annotated[str, typer.Option(help="How, as in params.yaml: {HYDRA: {…}}.")] = "{}",
     seed: Annotated[int, typer.Option(help="Of training.")] = 0,
-    images: Annotated[int, typer.Option(help="Test images to attack.")] = 10_000,
     attacks: Annotated[str, typer.Option(help="Which, in this order.")] = ATTACKS,
-    limit_s: Annotated[int, typer.Option(help="Stop after so many seconds; 0: never.")] = 0,
 ) -> None:
     """Make, save and evaluate one network."""
     out.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGALRM, signal.default_int_handler)
-    signal.alarm(limit_s)
     read, results, weights = YAML(typ="safe").load, Results(out), out / "model.fp16.safetensors"
     settings = TrainSettings(**{"flip": True, "crop": 4, "eps": EPS} | read(train))
-    try:
-        if not weights.is_file():
-            whole, val = (read_split(data / f"{name}.safetensors") for name in ("train", "val"))
-            held_out = val.pick(torch.arange(len(val.labels))[:HELD_OUT])
-            inputs = Inputs(whole, held_out, seed, setup(), out / "training.pt")
-            if parent is None:
-                network = ModelSettings(architecture="resnet18", width=width)
-                found = dense(network, RecipeSettings(**read(recipe)), settings, inputs)
-            else:
-                found = pruned(parent, read(family), settings, inputs)
-            model, history, notes = found
-            pd.DataFrame(history).to_csv(out / "history.csv", index=False)
-            results.write(**{"trained s": now(), "seed": seed}, **notes)
-            print(f"{now():.0f} s: trained, {notes}", flush=True)
-            save_model(model, weights, torch.float16)
-            for state in out.glob("*training.pt"):
-                state.unlink()
-        device = setup()
-        torch.backends.cudnn.allow_tf32 = False  # float32 is to mean float32
-        evaluate(load_model(weights).to(device), data, images, attacks.split(), results)
-    except KeyboardInterrupt:
-        print(f"{now():.0f} s: stopped; the same command continues", flush=True)
+    if not weights.is_file():
+        whole, val = (read_split(data / f"{name}.safetensors") for name in ("train", "val"))
+        held_out = val.pick(torch.arange(len(val.labels))[:HELD_OUT])
+        inputs = Inputs(whole, held_out, seed, setup(), out / "training.pt")
+        if parent is None:
+            network = ModelSettings(architecture="resnet18", width=width)
+            found = dense(network, RecipeSettings(**read(recipe)), settings, inputs)
+        else:
+            found = pruned(parent, read(family), settings, inputs)
+        model, history, notes = found
+        pd.DataFrame(history).to_csv(out / "history.csv", index=False)
+        results.write(**{"trained s": now(), "seed": seed}, **notes)
+        print(f"{now():.0f} s: trained, {notes}", flush=True)
+        save_model(model, weights, torch.float16)
+        for state in out.glob("*training.pt"):
+            state.unlink()
+    device = setup()
+    torch.backends.cudnn.allow_tf32 = False  # float32 is to mean float32
+    evaluate(load_model(weights).to(device), data, attacks.split(), results)
 
 
 if __name__ == "__main__":

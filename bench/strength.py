@@ -138,7 +138,7 @@ def main(
     settings = load(wider if wider.is_file() else ROOT / "params.yaml", profile)
     x, y = load_split(run / "data" / profile, split)
     x, y, main = x[:images], y[:images], settings.active().table()[settings.attack.main]
-    found = {"profile": profile, "about": ABOUT, "rows": []}
+    found: dict[str, Any] = {"profile": profile, "about": ABOUT, "rows": []}
     found |= json.loads(out.read_text()) if out.is_file() else {}
     for entry in models.split(","):
         bits, _, of = entry.rpartition(":")

@@ -85,7 +85,7 @@ class Trial:
             known = run.profile, run.params.attack, 0, Parts(Path(place), files=[]), network
             records, _ = Suite(self.images, self.labels, *known).attack("planted", model)
         table = transfer_records(model, self.images, self.labels, self.sent, work)
-        found = dict(iter(table.groupby(["source", "attack"])))
+        found: dict[Any, pd.DataFrame] = dict(iter(table.groupby(["source", "attack"])))
         evidence = Evidence(records, run.main, len(run.classes), found, dense.attack(run.main))
         budget = run.main_attack.norm, run.main_attack.eps
         robust = union(records, found.values(), *budget)

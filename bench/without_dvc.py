@@ -68,7 +68,7 @@ def run(
     exit status 1 where one failed or was stopped."""
     begun, stages = time.monotonic(), json.loads(path.read_text())
     left = [part for part in leave.split(",") if part]
-    dependents, missing = waiting(stages), {name for name in stages if not _mark(name).is_file()}
+    dependents, missing = waiting(stages), {name for name in stages if not mark(name).is_file()}
     todo = {name for name in missing if not any(part in name for part in left)}
     running: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
     failed: set[str] = set()
@@ -79,23 +79,20 @@ def run(
             for name in sorted(ready, key=lambda name: (-dependents[name], name)):
                 if len(running) < processes:
                     todo.remove(name)
-                    running[name] = _started(name, stages[name]["command"], processes)
+                    running[name] = started(name, stages[name]["command"], processes)
             if not running:
                 break
             time.sleep(0.2)
             for name, (process, since) in list(running.items()):
                 if process.poll() is not None:
                     del running[name]
-                    now, lacking = (
-                        time.monotonic(),
-                        [out for out in stages[name]["outs"] if not Path(out).exists()],
-                    )
-                    if process.returncode or lacking:
+                    now = time.monotonic()
+                    if process.returncode or not all(map(os.path.exists, stages[name]["outs"])):
                         failed.add(name)
                         said = f"FAILED ({process.returncode}, {LOGS / name}.log)"
                     else:
                         missing.remove(name)
-                        _mark(name).touch()
+                        mark(name).touch()
                         said = "done"
                     print(f"{now - begun:6.0f} s: {name} {said} in {now - since:.1f} s", flush=True)
     finally:  # after an interrupt, too
@@ -107,12 +104,12 @@ def run(
     raise typer.Exit(bool(failed or running))
 
 
-def _mark(name: str) -> Path:
+def mark(name: str) -> Path:
     """The file that says that a stage has ended well."""
     return LOGS / f"{name}.done"
 
 
-def _started(name: str, command: str, processes: int) -> tuple[subprocess.Popen[bytes], float]:
+def started(name: str, command: str, processes: int) -> tuple[subprocess.Popen[bytes], float]:
     """A stage's process in a group of its own, and when it began. Its share of the cores is what
     the others leave, unless the environment says otherwise."""
     command = command.replace("python ", f"{shlex.quote(sys.executable)} ", 1)

@@ -51,8 +51,7 @@ class Workspace:
         return self.params.active()
 
     def device(self) -> "device":
-        """Where to train; on a CPU with the profile's number of threads, of which torchrun gives
-        each of its processes one."""
+        """Where to train; a CPU has the profile's threads, under torchrun one a process."""
         from advprune.core.device import setup
         from advprune.core.distributed import processes
 
@@ -107,9 +106,8 @@ class Workspace:
                 table.to_parquet(temporary, index=False)
 
     def take_finished(self, name: str, setting: Any, image_shape: tuple[int, int, int]) -> bool:
-        """Save a model whose file the profile gives, with what the card beside that says of how it
-        was made (`<name>.json`); False where none is given, and it has to be made. UserError where
-        the card says another setting than that of this run."""
+        """Save a model whose file the profile gives, with the facts of the card beside that; False
+        where none is given. UserError where the card says another setting than this run."""
         from advprune.core.files import read_json
         from advprune.models.card import NO_FACTS
         from advprune.models.checkpoint import load_model
@@ -122,10 +120,9 @@ class Workspace:
         if missing := [key for key in NO_FACTS if key not in card]:
             raise UserError(f"{place} is no card of a model: no {missing[0]}")
         if card["setting"] != json.loads(json.dumps(setting)):
-            where = f"profiles.{self.params.profile}.model.weights"
             raise UserError(
                 f"{path} was made with {card['setting']}, not with {setting}; take {name} out of "
-                f"{where}, and it is made anew"
+                f"profiles.{self.params.profile}.model.weights, and it is made anew"
             )
         model = load_model(path, self.profile.model.factory)
         self.save(name, model, {key: card[key] for key in NO_FACTS}, image_shape=image_shape)

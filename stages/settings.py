@@ -1,6 +1,7 @@
 """Stage settings: checks all settings, and notes what lies outside of the pipeline."""
 
 import os
+import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,11 +15,11 @@ if TYPE_CHECKING:
 def settings(profile: ProfileOption = None) -> None:
     """Write files to data/<profile>/ that stages depend on instead of what they hold.
 
-    settings.json: all settings of the run; attacks.json and profile.json: parts of them, with
-    budgets as numbers. dvc.lock would repeat them for every stage. pictures.json and weights.json:
-    the sha256 of the pictures at `data.root` or ADVPRUNE_DATA and of the weights at
-    `model.weights`. This stage always runs: what a check needs torch for is checked where settings
-    have changed since the last time.
+    settings.json: all settings of the run; attacks.json and studies/<name>.json: what attacks and
+    a study read of them, with budgets as numbers. dvc.lock would repeat them for every stage.
+    pictures.json and weights.json: the sha256 of the pictures at `data.root` or ADVPRUNE_DATA and
+    of the weights at `model.weights`. This stage always runs: what needs torch is done where
+    settings have changed since the last time.
     """
     from advprune.core.claims import FILE as CLAIMS
     from advprune.core.claims import read_claims
@@ -31,26 +32,31 @@ def settings(profile: ProfileOption = None) -> None:
     params, active = workspace.params, workspace.profile
     checked, whole = workspace.place("data", "settings.json"), params.model_dump(mode="json")
     whole["profiles"] = {params.profile: whole["profiles"][params.profile]}
-    unchanged = False
+    studies, unchanged = workspace.place("data", "studies"), False
     with suppress(UserError):  # a file that is missing or damaged
         unchanged = read_json(checked) == whole
+    unchanged &= {file.stem for file in studies.glob("*.json")} == {*params.studies}
     if not unchanged:
         from advprune.attacks.registry import attacks_of
         from advprune.attacks.zoo import check_attack
         from advprune.pruning import check_settings
-        from advprune.studies import check_studies
+        from advprune.studies import check_studies, reads_of
 
         attacks_of(active)
         check_settings(params)
         check_studies(params)
         for extra in params.attack.extra:
             check_attack(extra.name, extra.arguments())
+        shutil.rmtree(studies, ignore_errors=True)
+        studies.mkdir(parents=True)  # though there may be no study
+        for name in params.studies:
+            read = active.model_dump(mode="json", include=set(reads_of(params, name)))
+            write_json(studies / f"{name}.json", read)
     root = active.data.place
     pictures = {} if root is None else {root: sha256_of(existing(root))}
     noted = {
         checked: whole,
         workspace.place("data", "attacks.json"): workspace.attacks,
-        workspace.place("data", "profile.json"): active.model_dump(mode="json"),
         workspace.place("data", "pictures.json"): pictures,
         workspace.place("data", "weights.json"): files_of(params),
     }

@@ -15,15 +15,16 @@ def study(
     from advprune.core.device import setup
     from advprune.core.files import read_json
     from advprune.models.checkpoint import read_tensors
-    from advprune.studies import Given, run_study, settings_of
+    from advprune.studies import Given, reads_of, run_study, settings_of
 
     workspace = Workspace.open(profile)
     params = workspace.params
-    typed = settings_of(params, name), workspace.profile, params.attack
+    read = workspace.profile.model_dump(include=set(reads_of(params, name)))
+    typed = settings_of(params, name).model_dump(), read, params.attack.model_dump()
     of = params.studies[name].of
     adversarial = workspace.run(of, "adversarial.safetensors")
     files = [*map(workspace.data, SPLITS), workspace.run(of), adversarial]
-    parts = workspace.parts(name, *(one.model_dump() for one in typed), files=files)
+    parts = workspace.parts(name, *typed, files=files)
     given = Given(
         name,
         of,

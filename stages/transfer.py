@@ -31,10 +31,11 @@ def transfer(profile: ProfileOption = None) -> None:
         raise UserError(f"no model of {params.profile} was attacked; run `dvc repro`")
     if len(names) < len(every):
         print(f"left out, as not attacked: {', '.join(n for n in every if n not in names)}")
-    crafted = {}
-    for name in names:
-        kept, _ = read_tensors(places[name])
-        crafted |= {(name, attack): pixels for attack, pixels in kept.items()}
+    crafted = {
+        (name, attack): pixels
+        for name in names
+        for attack, pixels in read_tensors(places[name])[0].items()
+    }
     files = [place for name in names for place in (workspace.run(name), places[name])]
     parts = workspace.parts(workspace.attacks, files=[workspace.data("test"), *files])
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import short
 import torch
 from torch import nn
 
@@ -61,6 +62,12 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         return int(ended.value.code or 0), *capsys.readouterr()
 
     return call
+
+
+@pytest.fixture
+def short_attacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluations outside of a project run attacks of few steps."""
+    short.install(monkeypatch.setattr)
 
 
 @pytest.fixture(scope="session")

@@ -57,8 +57,6 @@ def on_logits(name: str) -> Callable[[Change], Planted]:
 
 
 # --- Written before the checks of this version of the verdict -----------------------------------
-
-
 @on_logits("saturated logits")
 def saturated(logits: Tensor) -> Tensor:
     """Logits so large that the cross-entropy has no gradient in float32."""
@@ -160,8 +158,6 @@ def half_wrong(model: nn.Module) -> PartlyWrong:
 # those of Athalye et al. (2018), of Tramer et al. (On Adaptive Attacks to Adversarial Example
 # Defenses, 2020) and of Croce et al. (Evaluating the Adversarial Robustness of Adaptive Test-time
 # Defenses, 2022), as far as they are classifiers whose trick is in the forward or backward pass --
-
-
 @on_images("thermometer coding")
 def thermometer(x: Tensor) -> Tensor:
     """Pixels as 15 thresholds crossed or not (Buckman et al. 2018), read back as their share."""

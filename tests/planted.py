@@ -112,9 +112,9 @@ def model(
         kept = dict.fromkeys(ATTACKS, carried) if isinstance(carried, int) else carried
         transfers = {(root, name): elsewhere(name, planted(k), clean) for name, k in kept.items()}
     name = f"{family}-{base}"
-    card = {"setting": setting, "prune_ratio": 0.25, "sparsity": 0.2, "bits": 32, "parameters": 9}
+    card = {"setting": setting, "prune_ratio": 0.25, "sparsity": 0.2, "bits": 32, "parameters": 10}
     card |= {"sha256": family, "twin_agreement": None}
-    card |= {"nonzero": 1234, "macs": 56789, "inert": 0.0, "file_bytes": 4321, "stored_bits": 999}
+    card |= {"nonzero": 8, "macs": 56789, "inert": 0.0, "file_bytes": 4321, "stored_bits": 999}
     layers = more.pop("layers", layer_table())
     records = pd.concat(tables, ignore_index=True)
     do = "train" if family == "dense" else "prune"

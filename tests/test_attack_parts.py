@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils import prune as torch_prune
 
@@ -38,11 +38,11 @@ def test_pixels_by_hand_and_within_the_budget():
     assert as_published.flatten().tolist() == [8, 108, 92, 255, 247]
 
 
-def lengths(change: Tensor) -> Tensor:
+def lengths(change):
     return change.flatten(1).double().norm(dim=1)
 
 
-def changes(shape: tuple[int, ...], eps: float, flat: bool = False) -> tuple[Tensor, Tensor]:
+def changes(shape, eps, flat=False):
     """8-bit images `[8, …]` away from 0 and 1, and random changes of L2 length eps."""
     generator = torch.Generator().manual_seed(0)
     clean = torch.randint(100, 156, (8, *shape), generator=generator) / 255
@@ -246,8 +246,6 @@ def test_a_model_that_cannot_be_traced_is_copied_as_it_is():
 
 
 # --- backward rules -------------------------------------------------------------------------------
-
-
 def left(model, images, labels, rule):
     """Images that PGD from the clean image does not break."""
     options = {"random_start": False, "loss": "margin", "backward": rule}

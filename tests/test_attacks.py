@@ -21,9 +21,8 @@ from advprune.models.stochastic import Stochastic, mean_logits
 from advprune.pruning import prune
 from conftest import Linear, grey_images, make_network
 
+
 # --- PGD ------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("loss", ["ce", "margin"])
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_the_known_optimum_of_a_linear_model_is_reached(linear, loss, norm):
@@ -141,8 +140,6 @@ def test_losses_by_hand():
 
 
 # --- APGD -----------------------------------------------------------------------------------------
-
-
 def recorded(inside):
     """A model that notes every batch it sees with a gradient, also when it is copied."""
     seen = []
@@ -262,8 +259,6 @@ def test_bfloat16_returns_as_broken_only_what_float32_confirms(network, digits):
 
 
 def test_a_model_that_draws_is_attacked_on_its_mean_and_never_dropped(digits):
-    from advprune.pruning import prune
-
     model = prune("dropout", make_network(digits[0]), 0.1).model
     images, labels = digits[0][:16], digits[1][:16]
     cost = Cost()

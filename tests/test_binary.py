@@ -480,7 +480,7 @@ def test_growth_starts_at_the_base_network_and_counts_its_gates(digits):
     assert Grown.model_validate_json(grown.model_dump_json()) == grown
 
 
-def test_a_result_that_is_not_larger_is_refused(digits, monkeypatch, tmp_path):
+def test_a_result_that_is_not_larger_is_refused(digits, monkeypatch):
     base = Grown(stages=(8, 8, 16, 32, 64), inner=(8, 8, 16, 16, 32, 32, 64, 64), base=(8,) * 13)
     monkeypatch.setattr("advprune.training.networks.grow", lambda *_: base)
     with pytest.raises(UserError, match=r"ended with (\d+) .* not more than the \1 it"):

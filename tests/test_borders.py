@@ -126,6 +126,7 @@ MODELS = {
     "counts": (lambda: Counting(), "a pass changes calls, on"),
     "counts in a buffer": (lambda: Counting("buffer"), "a pass changes count, on"),
     "lists": (lambda: Counting("list"), "a pass changes seen, on"),
+    "inference": (changed(torch.inference_mode()(lambda z: z * 1)), "leave torch.inference_mode"),
     "unseen in place": (seeing(nn.ReLU(inplace=True)), "changes its input in place"),
 }
 

@@ -1,7 +1,5 @@
 """The verdict's checks on planted records, and the worst case of a suite."""
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,7 +12,6 @@ from advprune.evaluate.measures import remnant_accuracy, robust_rates
 from advprune.evaluate.robust import worst_case
 from advprune.evaluate.verdict import (
     Evidence,
-    Verdict,
     beside_one_step,
     larger_budgets,
     verdict,
@@ -24,27 +21,25 @@ SEARCH = {"method": "square", "gradients": 0.0}  # without gradients
 FGSM = {"steps": 1, "step": 0.2}
 
 
-def rows(
-    attack: str, kept: int | np.ndarray, n: int = 40, eps: float = 0.2, **columns: Any
-) -> pd.DataFrame:
+def rows(attack, kept, n=40, eps=0.2, **columns):
     """n images of 4 classes, of which the first `kept`, or those given, are right under attack."""
     right = planted(kept, n) if isinstance(kept, int) else kept
     known = {"step": 0.05, "forwards": 10.0, "gradients": 5.0}
     return records(attack, right, eps=eps, clean=n, **known | columns)
 
 
-def judged(*tables: pd.DataFrame, **more: Any) -> tuple[str, set[str]]:
+def judged(*tables, **more):
     """The verdict on records, the main attack first, and the checks that are not passed."""
     found = verdict(Evidence(pd.concat(tables), "main", 4, **more))
     return found.level, names(found)
 
 
-def level(*tables: pd.DataFrame, **more: Any) -> tuple[str, set[str]]:
+def level(*tables, **more):
     """Of a model that keeps 4 of 40 images."""
     return judged(rows("main", 4), rows("square", 20, **SEARCH), *tables, **more)
 
 
-def names(found: Verdict) -> set[str]:
+def names(found):
     return {check.name for check in found.against}
 
 
@@ -70,15 +65,13 @@ DECLARED = {"slope_error": 1.0, "declared": True}
         (rows("probe_honesty", 40, **HONEST | DECLARED), "reliable", None),
     ],
 )
-def test_each_check_by_planted_records(
-    table: pd.DataFrame, expected: str, check: str | None
-) -> None:
+def test_each_check_by_planted_records(table, expected, check):
     found, against = level(table)
     assert found == expected
     assert (not against) if check is None else all(name.startswith(check) for name in against)
 
 
-def test_what_only_the_weaker_attack_breaks_counts_whatever_it_misses() -> None:
+def test_what_only_the_weaker_attack_breaks_counts_whatever_it_misses():
     """White-box attacks keep 120 of 300; the search breaks 30 of those and misses 90 others."""
     kept = np.arange(300) < 120
     search = (np.arange(300) >= 30) & (np.arange(300) < 210)
@@ -105,7 +98,7 @@ def test_what_only_the_weaker_attack_breaks_counts_whatever_it_misses() -> None:
         *((3, 100, "pass"), (4, 100, "doubt"), (5, 100, "fail"), (15, 300, "fail")),
     ],
 )
-def test_a_few_images_that_only_a_weaker_attack_breaks(count: int, n: int, expected: str) -> None:
+def test_a_few_images_that_only_a_weaker_attack_breaks(count, n, expected):
     check = verdict_of_count(count, n, "random noise", "random noise")
     few = check.reason.startswith("too few images to rule out chance")
     assert check.outcome == ("doubt" if expected == "few" else expected)
@@ -142,8 +135,8 @@ SINGLE = rows("probe_single", 10, **FGSM)
     ],
 )
 def test_what_should_be_weaker_and_does_more_harm_contradicts_the_number(
-    tables: list[pd.DataFrame], transfers: dict[tuple[str, str], pd.DataFrame], expected: set[str]
-) -> None:
+    tables, transfers, expected
+):
     level, against = judged(*tables, transfers=transfers)
     assert against == expected
     assert level == ("reliable" if not against else "suspect" if len(tables) == 1 else "broken")
@@ -165,11 +158,11 @@ def test_what_should_be_weaker_and_does_more_harm_contradicts_the_number(
         ("torchattacks.AutoAttack", "", False),
     ],
 )
-def test_which_attacks_follow_the_gradient(method: str, breakdown: str, follows: bool) -> None:
+def test_which_attacks_follow_the_gradient(method, breakdown, follows):
     assert follows_gradient(method, breakdown) == follows
 
 
-def test_what_square_finds_stays_a_contradiction_beside_autoattack() -> None:
+def test_what_square_finds_stays_a_contradiction_beside_autoattack():
     """White-box PGD keeps all, Square a third; AutoAttack's own Square finds the same."""
     white, square = rows("main", 300, 300), rows("square", 100, 300, **SEARCH)
     assert judged(white, square) == ("broken", {"gradient-free"})
@@ -181,7 +174,7 @@ def test_what_square_finds_stays_a_contradiction_beside_autoattack() -> None:
     assert judged(white, auto.assign(breakdown=by_gradient))[0] == "reliable"
 
 
-def test_little_that_each_of_several_attacks_adds_counts_together() -> None:
+def test_little_that_each_of_several_attacks_adds_counts_together():
     """Three that break three other images of 300 each are tolerated one by one; nine images are not
     chance, and more than the gradients of the suite found."""
     main, kept = rows("main", 300, 300), np.arange(300)
@@ -192,7 +185,7 @@ def test_little_that_each_of_several_attacks_adds_counts_together() -> None:
     assert judged(main, few[2], transfers=transferred) == ("suspect", {"all together"})
 
 
-def test_of_a_random_model_two_sets_of_draws_must_agree() -> None:
+def test_of_a_random_model_two_sets_of_draws_must_agree():
     frozen = rows("probe_frozen", 4)
     white = rows("main", 30, draws=2)
     search = rows("square", 10, **SEARCH)
@@ -203,7 +196,7 @@ def test_of_a_random_model_two_sets_of_draws_must_agree() -> None:
     assert judged(unlucky, search, frozen)[0] == "reliable"
 
 
-def test_of_several_single_steps_of_a_budget_the_most_harmful_one_counts() -> None:
+def test_of_several_single_steps_of_a_budget_the_most_harmful_one_counts():
     once = [rows(name, kept, **FGSM) for name, kept in (("fgsm", 35), ("one_step", 5), ("x", 20))]
     tests = beside_one_step(pd.concat([*once, rows("long", 20), rows("longer", 4)]))
     assert {attack: test.better for (attack, _), test in tests.items()} == {
@@ -213,7 +206,7 @@ def test_of_several_single_steps_of_a_budget_the_most_harmful_one_counts() -> No
     assert {test.second.hits for test in tests.values()} == {5}
 
 
-def test_curves_that_rise_contradict_and_that_end_lower_cast_doubt() -> None:
+def test_curves_that_rise_contradict_and_that_end_lower_cast_doubt():
     steps = [rows("curve_steps", kept, steps=s) for s, kept in ((1, 10), (5, 4), (50, 4))]
     assert level(*steps)[0] == "reliable"
     risen = [rows("curve_steps", kept, steps=s) for s, kept in ((1, 4), (50, 30))]
@@ -224,7 +217,7 @@ def test_curves_that_rise_contradict_and_that_end_lower_cast_doubt() -> None:
     assert judged(main, square, rows("curve_steps", 20, steps=10), end)[0] == "suspect"
 
 
-def test_the_twin_and_frozen_draws_are_checked() -> None:
+def test_the_twin_and_frozen_draws_are_checked():
     assert level(twin_agreement=0.999)[0] == "reliable"
     assert level(twin_agreement=0.9) == ("suspect", {"twin"})
     frozen = rows("probe_frozen", 30)
@@ -233,7 +226,7 @@ def test_the_twin_and_frozen_draws_are_checked() -> None:
     assert level(frozen)[1] == {"averaged gradients"}
 
 
-def test_the_worst_case_is_taken_image_by_image_within_the_budget() -> None:
+def test_the_worst_case_is_taken_image_by_image_within_the_budget():
     first, second = rows("main", 10), rows("other", 0)
     second.loc[:19, "adv_pred"], second.loc[:19, "chosen_margin"] = first.label[:20], 3.0
     beyond, curve = rows("large", 0, eps=0.3), rows("curve_eps", 0)
@@ -244,7 +237,7 @@ def test_the_worst_case_is_taken_image_by_image_within_the_budget() -> None:
     assert found.gradients.tolist() == [15.0] * 5 + [10.0] * 35
 
 
-def test_robust_rates_by_hand() -> None:
+def test_robust_rates_by_hand():
     table = rows("main", 20, adv_wrong=[0.0] * 20 + [0.85] * 10 + [0.9] * 10)
     found = robust_rates(table.assign(adv_single_pred=table.label.where(table.index < 25, 9)))
     assert found["robust_accuracy"] == 0.5
@@ -252,13 +245,13 @@ def test_robust_rates_by_hand() -> None:
     assert found["robust_accuracy_9_of_10"] == 0.75
 
 
-def test_a_budget_in_l2_is_judged_by_the_size_of_the_image() -> None:
+def test_a_budget_in_l2_is_judged_by_the_size_of_the_image():
     """0.5 of 3,072 pixels is a small change, which a robust model withstands."""
     for eps, expected in ((0.5, "reliable"), (0.5 * 3072**0.5, "broken")):
         assert level(rows("curve_eps", 20, norm="L2", eps=eps), pixels=3072)[0] == expected
 
 
-def test_a_largest_budget_that_leaves_an_image_recognizable_is_not_asked() -> None:
+def test_a_largest_budget_that_leaves_an_image_recognizable_is_not_asked():
     main, search = rows("main", 4), rows("square", 20, **SEARCH)
     for eps, kept, said in ((0.3, 20, "not asked"), (0.3, 5, "no better"), (0.5, 20, "above")):
         table = pd.concat([main, search, rows("curve_eps", kept, eps=eps)])

@@ -95,6 +95,51 @@ def test_audit_of_a_sound_checkpoint(here, run):
     assert found["all"]["count"] == sum(p.numel() for p in parameters)
 
 
+def test_a_share_to_keep_needs_scores(here, run):
+    status, out, err = run("audit", here, "--keep", "0.5")
+    assert (status, out) == (2, "")
+    assert err == f"error: --keep goes with popup_scores, of which {here} holds none\n"
+
+
+def test_a_page_that_cannot_be_written_is_told_before_the_attacks(here, run, tmp_path, monkeypatch):
+    monkeypatch.setattr("advprune.benchmarking.measured", lambda *_: pytest.fail("attacked"))
+    (tmp_path / "file").touch()
+    before = files()
+    for option, place, words in (
+        ("--page", here, "it is the network; name another file"),
+        ("--page", tmp_path, "it is a folder; name a file"),
+        ("--page", tmp_path / "file/net.html", "check that the folder may be written to"),
+        ("--page", tmp_path / f"{'x' * 300}.html", "File name too long"),
+        ("--out", tmp_path / "file", "check that the folder may be written to"),
+    ):
+        status, out, err = run("evaluate", here, option, place)
+        assert (status, out) == (2, "") and err.startswith("error: ") and words in err
+    assert files() == before and [one.name for one in tmp_path.iterdir()] == ["file"]
+
+
+def test_results_are_written_before_the_terminal_is_told(here, run, tmp_path, monkeypatch):
+    def gone(*_):
+        raise BrokenPipeError(32, "Broken pipe", "terminal")
+
+    monkeypatch.setattr("advprune.cli.findings.print_found", gone)
+    assert run("evaluate", here, "--page", tmp_path / "net.html", "--out", tmp_path)[0] != 0
+    found = sorted(path.name for path in tmp_path.iterdir())
+    assert found == ["metrics.json", "net.html", "records.parquet", "verdict.json"]
+
+
+@pytest.mark.parametrize("fault", [("--eps", "much"), ("--eps", "8/255")])
+def test_a_project_is_written_whole_or_not_at_all(run, tmp_path, monkeypatch, fault):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / ".gitignore").write_text("mine\n")
+    if fault[1] == "8/255":  # DVC has begun, and fails
+        begun = "import pathlib, sys; pathlib.Path('.dvc').mkdir(); sys.exit('no')"
+        monkeypatch.setattr("advprune.cli.init.DVC", ("-c", begun))
+    status, out, err = run("init", "--data", "pictures", "--architecture", "resnet18", *fault)
+    assert (status, out) == (2, "") and err.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".gitignore", "pictures"]
+
+
 def test_audit_names_each_fault_on_a_line_and_ends_with_1(here, run, tmp_path):
     held = {f"module.{name}": t for name, t in load_model(here).state_dict().items()}
     held["module.linear.bias"] = held["module.linear.bias"] * float("nan")
@@ -213,6 +258,7 @@ def bits(model):
     return freeze(latent(model))
 
 
+@pytest.mark.usefixtures("short_attacks")
 @pytest.mark.parametrize("made", [integers, bits])
 def test_evaluate_tells_of_a_network_what_its_card_tells(here, run, tmp_path, made):
     path = tmp_path / "made.safetensors"
@@ -280,6 +326,9 @@ def test_export_and_beside_refuse_in_one_line(here, run, tmp_path):
     status, _, err = run("export", tmp_path / "large.safetensors", "--out", out)
     assert status == 2 and "error: linear.weight is too large for float16" in err
     assert run("export", here, "--out", tmp_path / "x.pt")[0] == 2
+    for command in (("export",), ("prune", "E", "--setting", "0.1"), ("quantize",)):
+        status, _, err = run(*command, here, "--out", here)
+        assert status == 2 and err.endswith("it is the network; name another file\n")
     (tmp_path / "metrics.json").write_text('{"n": 3}')
     status, said, err = run("evaluate", here, "--beside", tmp_path / "metrics.json")
     assert status == 2 and said == "" and "is not a metrics file" in err

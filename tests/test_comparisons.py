@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import partial
 from itertools import combinations, combinations_with_replacement
+from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
@@ -176,6 +177,10 @@ def test_values_that_are_all_the_same_are_not_certain():
         low, high = found.interval
         assert low < 0.3 < high and (low > 0) == (n > 5)
         assert compare_means(first, first).outcome == "not significant"
+    # Of 100 images on which all are right alike, Tango's interval reaches z^2 / (n + z^2) each way.
+    z = NormalDist().inv_cdf(0.975)
+    same = compare_means(np.ones((3, 100)), np.ones((3, 100)))
+    assert same.interval == pytest.approx((-(z**2) / (100 + z**2), z**2 / (100 + z**2)))
     sure = pd.DataFrame({"adv_confidence": [0.6], "adv_pred": 0, "label": 0})
     found = compare_calibration(sure, sure.assign(adv_confidence=0.9), 0.02)
     assert found.p == 1 and found.outcome == "not significant"
@@ -420,3 +425,19 @@ def test_a_censored_seed_needs_more_than_what_was_tried():
     assert flips.compare_flips(high, reached(*[50] * 5)).p == pytest.approx(2 / 252)
     with pytest.raises(ValueError, match="no seeds"):
         flips.compare_flips(low, flips.Reached((), ()))
+
+
+def test_other_labels_are_other_images():
+    one = records([True] * 30, [True] * 30)
+    with pytest.raises(ValueError, match="not of the same labels"):
+        compare(one, one.assign(label=one.label[::-1].to_numpy()))
+
+
+@pytest.mark.parametrize("share", [0.95, 1.0])
+def test_a_constant_answer_is_at_chance_whatever_the_shares_of_classes(share):
+    """95 of 100 images of one class: guessing it is right for 95, not for half of them."""
+    rare = np.arange(200) >= 200 * share
+    label = rare.astype(int)
+    always = {"index": np.arange(200), "label": label, "clean_pred": 0, "adv_pred": 0}
+    dense = pd.DataFrame(always).assign(clean_pred=label, adv_pred=1 - label)
+    assert compare(pd.DataFrame(always), dense).outcome == "at chance"

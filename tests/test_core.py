@@ -126,6 +126,17 @@ def test_nothing_outlives_a_killed_parent(tmp_path):
     assert not any(running(int(child)) for child in children)
 
 
+def test_an_interrupted_worker_says_nothing(tmp_path):
+    terminal = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)"
+    command = [sys.executable, "-c", f"{terminal}\n{FAILING}", str(tmp_path)]
+    parent = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while len(list(tmp_path.iterdir())) < 2:
+        time.sleep(0.05)
+    os.killpg(parent.pid, signal.SIGINT)  # as Ctrl-C does
+    _, said = parent.communicate(timeout=60)
+    assert "job(number)" not in said and said.count("KeyboardInterrupt") == 1
+
+
 def running(process):
     """Whether it is there and no zombie."""
     try:

@@ -327,12 +327,8 @@ def commands_of(page, start):
     return [line.split()[1:] for line in re.findall(rf"^{start}.*$", text, re.MULTILINE)]
 
 
-def test_the_pages_commands_add_corruptions_and_times(
-    here,  # noqa: F811
-    run,
-    tmp_path,
-    monkeypatch,
-):
+@pytest.mark.usefixtures("short_attacks")
+def test_the_pages_commands_add_corruptions_and_times(here, run, tmp_path, monkeypatch):  # noqa: F811
     model = here.read_bytes()
     monkeypatch.chdir(tmp_path)
     for name in ("net.safetensors", "dense.safetensors"):
@@ -340,10 +336,8 @@ def test_the_pages_commands_add_corruptions_and_times(
     for number, image in enumerate(load_digits().images[:10]):  # one of each class
         Path(f"pictures/{number}").mkdir(parents=True)
         Image.fromarray((15 * image).astype("uint8")).save(f"pictures/{number}/0.png")
-    (corruptions,), (time, _) = (
-        commands_of("corruptions.md", "advprune"),
-        commands_of("speed.md", "advprune"),
-    )
+    (corruptions,) = commands_of("corruptions.md", "advprune")
+    time, _ = commands_of("speed.md", "advprune")
     status, out, err = run(*corruptions, "--out", "out", *time[-3:])
     assert status == 0 and time[:-3] == corruptions[:-3], err
     assert re.search(r"severity 1 % .* mean accuracy % .* p ", out)

@@ -11,11 +11,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -38,13 +36,13 @@ OPENS = {"model", "attack_dense", "attack", "transfer", "study"}  # by block of 
 
 
 @pytest.fixture(scope="module")
-def stages() -> dict[str, Any]:
+def stages():
     """The stages of dvc.yaml by address; nothing is run."""
     return {stage.addressing: stage for stage in Repo(str(ROOT)).stage.load_all("dvc.yaml")}
 
 
 @pytest.fixture(scope="module")
-def every_stage(stages: dict[str, Any]) -> dict[str, Any]:
+def every_stage(stages):
     """Those of the reinforcement-learning extra as well, where it is there."""
     extra = Repo(str(ROOT)).stage.load_all("rl/dvc.yaml") if (ROOT / "rl/dvc.yaml").exists() else []
     there = [stage for stage in extra if script_of(stage).is_file()]
@@ -52,11 +50,11 @@ def every_stage(stages: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def settings() -> params.Params:
+def settings():
     return params.load(ROOT / "params.yaml")
 
 
-def file_of(module: str) -> Path | None:
+def file_of(module):
     """The file of a module of the library, if it is one."""
     path = SOURCE.joinpath(*module.split("."))
     for candidate in (path.with_suffix(".py"), path / "__init__.py"):
@@ -66,7 +64,7 @@ def file_of(module: str) -> Path | None:
 
 
 @cache
-def imports_of(file: Path, step: str = "") -> set[str]:
+def imports_of(file, step=""):
     """Library modules that a file imports anywhere in it, functions included.
 
     step: where a script has a function of that name for each step, the others are left out.
@@ -87,12 +85,12 @@ def imports_of(file: Path, step: str = "") -> set[str]:
     return {name for name in found if name.split(".")[0] == "advprune" and file_of(name)}
 
 
-def script_of(stage: Any) -> Path:
+def script_of(stage):
     """A stage's script: stages/attack.py of both attack blocks."""
     return ROOT / stage.cmd.split()[2]
 
 
-def used_by(stage: Any) -> set[str]:
+def used_by(stage):
     """All files that a stage's script uses, directly or through others, the script's own too."""
     scripts, step = [script_of(stage), ROOT / "stages" / "common.py"], stage.cmd.split()[3:4]
     opens = stage.addressing.split("@")[0] in OPENS
@@ -111,25 +109,23 @@ def used_by(stage: Any) -> set[str]:
     return {path.relative_to(ROOT).as_posix() for path in [*scripts, *files] if path}
 
 
-def code_of(stage: Any) -> set[str]:
+def code_of(stage):
     """The code among a stage's dependencies."""
     paths = {dep.def_path for dep in stage.deps if hasattr(dep, "def_path")}
     return {path for path in paths if path.startswith(("src/", "stages/"))}
 
 
-def covered(file: str, deps: set[str]) -> bool:
+def covered(file, deps):
     """Whether a file is a dependency, or lies in a folder that is."""
     return any(file == dep or file.startswith(dep + "/") for dep in deps)
 
 
-def tracked(stage: Any) -> set[str]:
+def tracked(stage):
     """The settings that a stage depends on."""
     return {key for dep in stage.deps if hasattr(dep, "params") for key in dep.params}
 
 
-def test_a_stage_depends_on_the_code_that_it_uses_and_on_no_other(
-    every_stage: dict[str, Any],
-) -> None:
+def test_a_stage_depends_on_the_code_that_it_uses_and_on_no_other(every_stage):
     for name, stage in every_stage.items():
         needed, code = used_by(stage), code_of(stage)
         missing = sorted(file for file in needed if not covered(file, code))
@@ -139,14 +135,14 @@ def test_a_stage_depends_on_the_code_that_it_uses_and_on_no_other(
         assert not idle, f"{name} depends on {idle} but does not use them"
 
 
-def test_editing_a_family_trains_no_dense_network_anew(stages: dict[str, Any]) -> None:
+def test_editing_a_family_trains_no_dense_network_anew(stages):
     own = {"src/advprune/pruning", "src/advprune/quantization", "src/advprune/studies"}
     dense = {name: stage for name, stage in stages.items() if name.startswith("train@")}
     assert dense and not any(own & code_of(stage) for stage in dense.values())
     assert "src/advprune/pruning" in code_of(stages["model@E-standard"])
 
 
-def test_networks_of_ones_own_are_watched_where_they_are_opened(stages: dict[str, Any]) -> None:
+def test_networks_of_ones_own_are_watched_where_they_are_opened(stages):
     blind = {
         name
         for name, stage in stages.items()
@@ -155,9 +151,7 @@ def test_networks_of_ones_own_are_watched_where_they_are_opened(stages: dict[str
     assert blind == {"prepare", "settings", "summarize"}
 
 
-def test_stages_are_exactly_what_params_declare(
-    stages: dict[str, Any], settings: params.Params
-) -> None:
+def test_stages_are_exactly_what_params_declare(stages, settings):
     expected = {"prepare", "settings", "transfer", "summarize"}
     expected |= {f"{stage}@{name}" for stage in ("model", "attack") for name in settings.models}
     expected |= {f"{stage}@{r}" for stage in ("train", "attack_dense") for r in settings.recipes}
@@ -179,14 +173,12 @@ def test_stages_are_exactly_what_params_declare(
         assert parent in {getattr(dep, "def_path", None) for dep in stage.deps}
 
 
-def test_the_lock_file_lists_these_stages_and_no_former_ones(stages: dict[str, Any]) -> None:
+def test_the_lock_file_lists_these_stages_and_no_former_ones(stages):
     lock = YAML(typ="safe").load((ROOT / "dvc.lock").read_text(encoding="utf-8"))
     assert set(lock["stages"]) == set(stages)
 
 
-def test_the_sides_of_a_first_run_share_no_stage_and_keep_the_order(
-    stages: dict[str, Any], settings: params.Params
-) -> None:
+def test_the_sides_of_a_first_run_share_no_stage_and_keep_the_order(stages, settings):
     """The dense networks are the first thing that each side makes and attacks."""
     lines = re.findall(r"call SIDE,\w+,(.+?)\)", (ROOT / "Makefile").read_text(encoding="utf-8"))
     sides = [
@@ -205,9 +197,7 @@ def test_the_sides_of_a_first_run_share_no_stage_and_keep_the_order(
                 assert f"attack@{of}" in side[:at]
 
 
-def test_each_stage_depends_on_its_own_settings_alone(
-    stages: dict[str, Any], settings: params.Params
-) -> None:
+def test_each_stage_depends_on_its_own_settings_alone(stages, settings):
     training = {f"profiles.{settings.profile}.{key}" for key in ("eps", "model", "train")}
     for name, entry in settings.models.items():
         own = {"seed", f"models.{name}", entry.by}
@@ -220,13 +210,13 @@ def test_each_stage_depends_on_its_own_settings_alone(
         assert not tracked(stage) & {"prune", "studies", "profiles"}, name
 
 
-def test_the_report_depends_on_every_measurement_of_strength(stages: dict[str, Any]) -> None:
+def test_the_report_depends_on_every_measurement_of_strength(stages):
     """It reads whatever there is of that name."""
     there = {path.relative_to(ROOT).as_posix() for path in ROOT.glob(MEASURED)}
     assert there and there <= {getattr(dep, "def_path", "") for dep in stages["summarize"].deps}
 
 
-def test_models_are_named_and_the_best_is_the_best() -> None:
+def test_models_are_named_and_the_best_is_the_best():
     named = Repo(str(ROOT)).artifacts.read()["dvc.yaml"]
     assert set(named) == {"dense-standard", "dense-robust", "best"}
     models = {key: Path(one.path).parent.name for key, one in named.items()}
@@ -235,7 +225,7 @@ def test_models_are_named_and_the_best_is_the_best() -> None:
     assert results[results.sparsity >= 0.75].robust_accuracy.idxmax() == models["best"]
 
 
-def committed() -> Iterator[Any]:
+def committed():
     """Every file of settings in the repository, with each profile that it has."""
     files = ("params.yaml", "params/*.yaml", "reports/*/params.yaml")
     for path in sorted(path for pattern in files for path in ROOT.glob(pattern)):
@@ -245,9 +235,7 @@ def committed() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("path", "profile"), list(committed()))
-def test_settings_hold_every_key_that_stages_ask_for(
-    path: Path, profile: str, tmp_path: Path
-) -> None:
+def test_settings_hold_every_key_that_stages_ask_for(path, profile, tmp_path):
     """With them in the place of params.yaml, `dvc repro` makes that run; `-S profile=` as well."""
     shutil.copy(ROOT / "dvc.yaml", tmp_path)
     text = path.read_text(encoding="utf-8")
@@ -278,7 +266,7 @@ ABOVE = (  # who may import whom: a room only its own and those of the rows befo
 
 
 @pytest.mark.parametrize("row", range(len(ABOVE)))
-def test_imports_point_one_way(row: int) -> None:
+def test_imports_point_one_way(row):
     below = set().union(*ABOVE[: row + 1])
     for room in ABOVE[row]:
         folder = SOURCE / "advprune" / room
@@ -287,7 +275,7 @@ def test_imports_point_one_way(row: int) -> None:
             assert rooms <= below, f"{room}/{file.name} imports from {rooms - below}"
 
 
-def test_only_params_knows_params_yaml_and_nothing_knows_the_stages() -> None:
+def test_only_params_knows_params_yaml_and_nothing_knows_the_stages():
     for file in (SOURCE / "advprune").rglob("*.py"):
         tree = ast.parse(file.read_text(encoding="utf-8"))
         literals = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)}

@@ -1,6 +1,7 @@
 """Stages and commands: facts that may not be lost on the way, and bad input refused in one line."""
 
 import errno
+import io
 import json
 import os
 import shutil
@@ -94,6 +95,22 @@ def test_what_the_users_code_does_is_no_answer(theirs, capsys, run):
     assert "sys.exit(0)" in capsys.readouterr().err
     assert ended(long, "it") == 2
     assert capsys.readouterr().err.strip() == f"error: {'x' * 300}: File name too long"
+
+
+def test_a_full_disk_and_a_poor_terminal(capfd, monkeypatch):
+    def full(**_):
+        raise OSError(errno.ENOSPC, "No space left on device")  # of pandas, without a name
+
+    def marks(**_):
+        print("✓ passed")
+
+    assert ended(full, "it") == 2
+    assert capfd.readouterr().err == "error: No space left on device\n"
+    poor = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", poor)
+    assert ended(marks, "it") == 0
+    poor.flush()
+    assert poor.buffer.getvalue() == b"? passed\n"
 
 
 def test_a_reader_that_has_gone_is_no_error(capsys, monkeypatch):

@@ -222,8 +222,6 @@ def test_esr_is_the_three_in_order_with_statistics_of_the_tensor_before():
 
 
 # --- clamp and round ------------------------------------------------------------------------------
-
-
 def maps(model, images):
     """The output of every activation site."""
     found = {}

@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from planted import model, run_of
 from safetensors.torch import save
+from test_data import write
 from workspace import RAW
 
 from advprune.attacks.registry import attacks_of
@@ -46,7 +47,8 @@ from advprune.models.spec import spec_of
 from advprune.models.tensor_file import read_weights
 from advprune.models.weights import plain
 from advprune.pruning import check_settings
-from advprune.report.gate import judge, page
+from advprune.report.gate import judge
+from advprune.report.gate_page import page
 from advprune.report.read import records_of
 from advprune.report.results import read_results, results
 from advprune.report.revision import revision_of
@@ -91,24 +93,25 @@ LETTERS = [*pairwise("abcdefghijk")]
     ],
     ids=range(11),
 )
-def test_yaml_that_is_no_settings(text, tmp_path):
+def test_yaml_that_is_no_settings(text):
     with pytest.raises(UserError) as refused:
         parse(Params, yaml_of(text, "params.yaml"), "params.yaml")
     assert "\n" not in str(refused.value) and len(str(refused.value)) < 1000
     assert not Path("PWNED").exists()
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
-def test_settings_of_another_encoding(encoding, tmp_path):
-    (tmp_path / "params.yaml").write_bytes("profile: digits # é".encode(encoding))
-    with pytest.raises(UserError, match=r"params.yaml is not UTF-8 text; save it"):
-        load(tmp_path / "params.yaml")
+def test_files_that_hold_no_settings(tmp_path):
+    path = tmp_path / "params.yaml"
+    for encoding in ("utf-16", "latin-1"):
+        path.write_bytes("profile: digits # é".encode(encoding))
+        with pytest.raises(UserError, match=r"params.yaml is not UTF-8 text; save it"):
+            load(path)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match="pipe is no plain file"):
         load(tmp_path / "pipe")
-    (tmp_path / "params.yaml").write_text("")
+    path.write_text("")
     with pytest.raises(UserError, match="holds no settings; restore it"):
-        load(tmp_path / "params.yaml")
+        load(path)
     with pytest.raises(UserError, match="run this in the root of the project"):
         load(tmp_path / "absent" / "params.yaml")
     wrong = b"\xff\xfe", b"- claims: {2020-13-45: 1}", b"- {claims: {x: 1}}", b"[" * 3000
@@ -227,11 +230,7 @@ def encoded(kind="PNG", mode="L", **options):
 
 
 def folder_of(pictures):
-    place = Path(tempfile.mkdtemp())
-    for name, contents in pictures.items():
-        (place / name).parent.mkdir(parents=True, exist_ok=True)
-        (place / name).write_bytes(contents)
-    return place
+    return write(Path(tempfile.mkdtemp()), pictures)
 
 
 def sound():
@@ -241,9 +240,8 @@ def sound():
 
 
 def read(place):
-    return prepare(
-        DataSettings(source="imagefolder", root=str(place), val_fraction=0.4), cache=place
-    )
+    settings = DataSettings(source="imagefolder", root=str(place), val_fraction=0.4)
+    return prepare(settings, cache=place)
 
 
 def test_bytes_of_pictures(tmp_path):
@@ -260,11 +258,8 @@ def test_bytes_of_pictures(tmp_path):
 def test_names_of_pictures():
     def taken(name):
         if name and not {"/", "\0"} & set(name) and name not in (".", "..") and len(name) < 80:
-            read(
-                folder_of(
-                    sound() | {f"train/{name}/x.png": encoded(), f"train/a/{name}": encoded()}
-                )
-            )
+            named = {f"train/{name}/x.png": encoded(), f"train/a/{name}": encoded()}
+            read(folder_of(sound() | named))
 
     fuzz("names", TEXTS, taken, 40)
 
@@ -376,8 +371,6 @@ def test_records(tmp_path):
 
 
 # --- faults --------------------------------------------------------------------------------------
-
-
 def _folder(path, version):
     with files.atomic(path) as temporary:
         temporary.mkdir()
@@ -390,15 +383,6 @@ def _model(path, version):
     save_model(net, path)
 
 
-WRITES = {
-    "json": lambda path, version: files.write_json(path, [version] * 3000),
-    "folder": _folder,
-    "model": _model,
-    "parquet": lambda path, version: _parquet(path, version),
-    "torch": lambda path, version: _torch(path, version),
-}
-
-
 def _parquet(path, version):
     with files.atomic(path) as temporary:
         pd.DataFrame({"x": np.random.default_rng(version).random(3000)}).to_parquet(temporary)
@@ -407,6 +391,15 @@ def _parquet(path, version):
 def _torch(path, version):
     with files.atomic(path) as temporary:
         torch.save({"x": torch.full((3000,), version)}, temporary)
+
+
+WRITES = {
+    "json": lambda path, version: files.write_json(path, [version] * 3000),
+    "folder": _folder,
+    "model": _model,
+    "parquet": _parquet,
+    "torch": _torch,
+}
 
 
 def forked(work):
@@ -497,14 +490,13 @@ def test_two_at_once_write_one_or_the_other(pipeline):
         _folder(pipeline, version)
         allowed.add(seen(pipeline))
     for _ in range(5):
-        children = [os.fork() for _ in range(1)]
-        if children[0] == 0:
+        if (child := os.fork()) == 0:
             try:
                 _folder(pipeline, 1)
             finally:
                 os._exit(0)
         _folder(pipeline, 2)
-        os.waitpid(children[0], 0)
+        os.waitpid(child, 0)
         assert seen(pipeline) in allowed
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from itertools import pairwise
-from math import sqrt
+from math import isfinite, sqrt
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,9 @@ from workspace import ROOT, git
 
 from advprune.core.errors import UserError
 from advprune.data.split import Split, save_split
-from advprune.report.gate import judge, page
+from advprune.report.gate import judge
+from advprune.report.gate_page import page
+from advprune.report.implied import implied
 from advprune.report.margin import Rules, least, loss
 from advprune.report.results import metrics_of, read_results, results
 from advprune.report.revision import ModelResult, Revision, revision_of, settings_of
@@ -195,12 +197,12 @@ RESULTS_TEXT = results(run_of(model("A"))).to_csv(index=False)
         (RESULTS_TEXT.replace(",norm,", ",x,", 1), "has no column norm"),
         (RESULTS_TEXT.replace(",1111000", ",1112000"), "not 0 or 1 per image"),
         (RESULTS_TEXT.replace(",1111000", ",111000"), "not 0 or 1 per image"),
-        (RESULTS_TEXT.replace(",1111000", ",1111100"), "another rate than its outcomes"),
+        (RESULTS_TEXT.replace(",1111000", ",1111100"), "its images and counts make it 0.12"),
         (RESULTS_TEXT.replace("A-standard", "dense-standard", 1), "named twice"),
         (RESULTS_TEXT[:900], "is damaged"),
         (re.sub(r",[0-9a-f]{4}([0-9a-f]{156}\n)", r",007e\1", RESULTS_TEXT), "contradict"),
         (re.sub(r",[0-9a-f]{4}([0-9a-f]{156}\n)", r",042c\1", RESULTS_TEXT), "contradict"),
-        (re.sub(r",0636", ",f636", RESULTS_TEXT.replace(",1111000", ",0111000"), count=1), "rate"),
+        (re.sub(r",0636", ",f636", RESULTS_TEXT.replace(",1111000", ",0111000")), "contradict"),
         (RESULTS_TEXT.replace("0.18823529411764706", "0.8"), "contradict each other"),
         (RESULTS_TEXT.replace("0.18823529411764706", "0"), "eps no budget"),
         (RESULTS_TEXT.replace(",40,", f",{10**400},"), "not 0 or 1 per image"),
@@ -212,6 +214,25 @@ RESULTS_TEXT = results(run_of(model("A"))).to_csv(index=False)
 def test_damaged_results_are_refused(text, words):
     with pytest.raises(UserError, match=words):
         revision_of(read_results(text, "here"))
+
+
+@pytest.mark.parametrize(
+    ("column", "wrong"),
+    [
+        *(("clean_accuracy", 0.1), ("clean_accuracy_low", 0.5), ("robust_accuracy_high", 0.9)),
+        *(("main_accuracy", 0.26), ("transfer_accuracy_low", 0.0), ("accuracy:square", 0.1001)),
+        *(("accuracy_high:square", None), ("attack_success_rate", 0.7777), ("sparsity", 0.5)),
+        *(("median_distance", 0.3), ("median_distance_low", None), ("area_accuracy", 0.9)),
+        *(("robust_difference", 0.1), ("robust_difference_low", 0.0), ("robust_detectable", 0.01)),
+        *(("p_against_dense", 0.001), ("main_accuracy_low", "low")),
+    ],
+)
+def test_a_column_that_contradicts_its_row_is_refused(column, wrong):
+    table = results(run_of(model("A", (6, 20, 6)), model("B"))).astype(object)
+    assert len(read_results(table.to_csv(index=False), "here")) == len(table)
+    table.loc[table.model == "A-standard", column] = wrong
+    with pytest.raises(UserError, match=rf"^here is damaged: {column} of A-standard (is|contra)"):
+        read_results(table.to_csv(index=False), "here")
 
 
 # --- a margin and a floor ------------------------------------------------------------------------
@@ -322,13 +343,15 @@ def record(*models):
 
 
 def forge(model="A-standard", hits=36):
-    """Results and metrics that claim more of a model than was found."""
+    """Results and metrics that claim more of a model than was found, in every column."""
     place = Path("reports/digits/results.csv")
     table = read_results(place.read_text(), "it").set_index("model", drop=False)
     table.loc[model, "robust_accuracy"] = hits / N
     table.loc[model, "robust_images"] = "1" * hits + "0" * (N - hits)
     far = np.full(hits, np.inf, "<f2").tobytes().hex()
     table.loc[model, "image_distances"] = far + table.image_distances[model][len(far) :]
+    for one in implied(table):
+        table.loc[one.model, one.column] = one.value if isfinite(one.value) else None
     table.to_csv(place, index=False)
     Path("metrics/digits").mkdir(parents=True, exist_ok=True)
     for name, row in metrics_of(table).items():
@@ -479,11 +502,22 @@ def test_settings_that_the_report_does_not_hold_are_red(repository, run):
 def test_results_that_the_records_do_not_show_are_red(repository, run):
     record(standing("A"), standing("B"))
     assert run("gate", "--recompute")[0] == 0
+    place = Path("reports/digits/results.csv")
+    table = read_results(whole := place.read_text(), "it").set_index("model", drop=False)
+    table.loc["A-standard", ["ece", "bits", "against_dense"]] = [0.5, 4, "lower"]
+    table.to_csv(place, index=False)
+    assert run("gate")[0] == 0
+    status, out, _ = run("gate", "--recompute")
+    told = "A-standard: the records give another `ece`, `against_dense` and `bits`."
+    assert status == 1 and f"- ✗ {told}" in out
+    assert run("gate", "--recompute", "--allow", "A-standard")[0] == 0
+    place.write_text(whole)
     forge()  # 35 % become 90 %
     assert run("gate")[0] == 0
     status, out, _ = run("gate", "--recompute")
     assert status == 1 and "| A-standard     | 100.0            | 100.0   | 0      | 35.0" in out
     assert "A-standard fell from 90.0 to 35.0 % robust" in out
+    assert "- A-standard: the records give another `robust_accuracy`, " in out  # a warning
     moved = Path("records/digits/transfer.parquet").rename("transfer.parquet")  # fewer attacks
     status, _, err = run("gate", "--recompute")
     assert status == 2 and err == "error: --recompute needs a whole run: run `dvc repro transfer`\n"

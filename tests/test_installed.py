@@ -116,10 +116,10 @@ def installed(wheel, folder, command, *lines):
     return done.stdout
 
 
-@pytest.fixture
-def folder(tmp_path):
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
     """Pictures, brighter above or below, and two networks that tell the classes apart."""
-    place = tmp_path / "empty"
+    place = tmp_path_factory.mktemp("made")
     generator = np.random.default_rng(0)
     for name, rows in (("above", slice(4)), ("below", slice(4, 8))):
         (place / "pictures" / name).mkdir(parents=True)
@@ -143,6 +143,12 @@ def folder(tmp_path):
         model[0].weight *= model[0].weight.abs() > 0.05
     torch.save(model.state_dict(), place / "net.pt")
     return place
+
+
+@pytest.fixture
+def folder(made, tmp_path):
+    """A copy of them."""
+    return Path(shutil.copytree(made, tmp_path / "empty"))
 
 
 def files(folder):

@@ -20,7 +20,6 @@ from advprune.models.weights import load_foreign, plain
 from advprune.quantization.post_training import quantize
 from conftest import same_when_stored
 
-Tensors = dict[str, torch.Tensor]
 GREY = {"channels": 1, "mean": (0.5,), "std": (0.25,)}
 
 
@@ -139,7 +138,6 @@ def test_foreign_weights_are_mapped(network, tmp_path):
 
 
 # --- the audit of checkpoints ---------------------------------------------------------------------
-Tensors = dict[str, torch.Tensor]
 CONV = "layer1.0.conv1.weight"  # [2, 2, 3, 3]: 36 numbers
 
 

@@ -9,14 +9,11 @@ from workspace import ROOT, blocks
 
 from advprune import benchmark, load_model
 from advprune.cli.app import app
-from advprune.core.attack_settings import OtherAttack
 from advprune.core.errors import UserError
 from advprune.core.fit import Fit
 from advprune.core.params import load
-from advprune.core.settings import yaml_of
 from advprune.data import load_split, prepare, save_split, to_float
 from advprune.evaluate.deployed import target_agreement
-from advprune.evaluate.probes import by_answers
 from advprune.models.checkpoint import save_model
 from advprune.models.onnx_file import OnnxFile, export_onnx, files_of, fit_of, weight_facts
 from advprune.models.spec import ModelSpec, Normalize, attach, spec_of
@@ -26,6 +23,7 @@ from conftest import Linear
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
+pytestmark = pytest.mark.usefixtures("short_attacks")
 SHAPE = (2, 4, 5)
 EPS = 48 / 255
 FLOATS = ("FLOAT", "DOUBLE", "FLOAT16")
@@ -131,6 +129,43 @@ def test_probabilities_become_logits_and_stay_probabilities_labels_one_of_severa
         benchmark(lambda x: torch.zeros(len(x), 4), x, y, dense=linear())
 
 
+@pytest.mark.parametrize("scale", [1, 8])
+@pytest.mark.parametrize(
+    "rounded",
+    [lambda p: p, lambda p: p.half(), lambda p: p.numpy().round(4)],
+    ids=["float32", "float16", "4 decimals"],
+)
+def test_rounded_or_saturated_probabilities_agree_with_their_own_network_alone(scale, rounded):
+    """At margins of 8, and of 64, where most probabilities round to 0; half of the scale is seen
+    where they do not."""
+    x = torch.rand(60, *SHAPE, generator=torch.Generator().manual_seed(3))
+    best, second = linear()(x).detach().topk(2).values.mean(0)
+
+    def scaled(size):
+        return Linear((size / (best - second)).item() * linear().weight.detach())
+
+    target = target_of(lambda x: rounded(scaled(8 * scale)(x).softmax(1).detach()), x)
+    assert target.shares and target_agreement(target.with_twin(scaled(8 * scale)), x) == 1
+    assert scale > 1 or target_agreement(target.with_twin(scaled(4)), x) < 0.5
+
+
+def test_scores_that_lie_between_0_and_1_by_chance_are_no_probabilities():
+    x = images()
+    target = target_of(lambda x: 0.4 + 0.1 * linear()(x).detach().tanh(), x)
+    assert not target.shares and torch.equal(target(x), 0.4 + 0.1 * linear()(x).detach().tanh())
+
+
+def test_more_classes_than_labels_show_are_said_and_those_of_a_network_are_its_own():
+    x, y = images(), torch.zeros(7, dtype=torch.int64)
+    answer = lambda x: torch.where(x.mean((1, 2, 3)) > x.mean(), 5, 0)  # noqa: E731
+    with pytest.raises(UserError, match=r"none of 1 classes; say how many there are"):
+        benchmark(lambda x: answer(x) * (len(x) < 7), x, y, queries=20)
+    assert target_of(answer, x, 9)(x).shape == (7, 9)
+    for given in ({"twin": linear()}, {"classes": 3}):
+        with pytest.raises(UserError, match="twin and classes are of a function"):
+            benchmark(linear(), x, y, **given)
+
+
 @pytest.mark.parametrize(
     ("how", "said"),
     [
@@ -203,34 +238,6 @@ def folder(tmp_path_factory):
     return there
 
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    """The attacks of params.yaml at a small size."""
-
-    def cut(text, where):
-        found = yaml_of(text, where)
-        sizes = {"apgd_ce": {"steps": 10, "restarts": 1}, "distance": {"steps": 20, "restarts": 1}}
-        sizes |= {"square": {"queries": 20, "after": "apgd_ce"}}
-        for name, size in sizes.items():
-            found["attacks"][name] |= size
-        for kind in ("deterministic", "quantized"):
-            names = found["suite"][kind]
-            found["suite"][kind] = [n for n in names if n in sizes or n == "apgd_parent"]
-        found["attacks"]["apgd_parent"] |= {"steps": 5, "after": "apgd_ce"}
-        found["suite"] |= {"table": ["field"], "transfer": ["field"]}
-        found["curves"]["steps"] = [1, 5]
-        return found
-
-    def short(main):
-        sizes = {"probe_nes": {"steps": 3, "samples": 8}}
-        sizes |= {"probe_student": {"rounds": 1, "steps": 5}}
-        made = by_answers(main).items()
-        return {n: OtherAttack.model_validate(one.model_dump() | sizes[n]) for n, one in made}
-
-    monkeypatch.setattr("advprune.defaults.yaml_of", cut)
-    monkeypatch.setattr("advprune.evaluate.probes.by_answers", short)
-
-
 @pytest.mark.parametrize("bits", [8, 5])
 def test_an_exported_network_answers_as_its_integers_do(folder, bits):
     """Bits 5: inputs are cut before they are rounded."""
@@ -250,8 +257,9 @@ def test_an_exported_network_answers_as_its_integers_do(folder, bits):
 
 
 def evaluated(path, *, beside=True, **how):
-    """The linear network's file, beside that network or alone."""
-    answer, x = OnnxFile(graph(path / "net.onnx", **how), SHAPE), images(12)
+    """The linear network's file, beside that network or alone, on images of all classes."""
+    answer, x = OnnxFile(graph(path / "net.onnx", **how), SHAPE), images(400)
+    x = torch.cat([x[linear()(x).argmax(1) == label][:6] for label in range(3)])
     y = linear()(x).argmax(1)
     return benchmark(answer, x, y, eps="24/255", queries=200, dense=linear() if beside else None)
 

@@ -221,6 +221,9 @@ def test_only_classifiers_of_other_collections_are_made_without_weights():
 def test_what_breaks_the_contract_is_refused(how, words):
     with pytest.raises(UserError, match=words):
         check_answers(network("theirs:broken", options={"how": how}), (1, 8, 8))
+
+
+def test_what_keeps_the_contract_is_taken():
     fine = network("theirs:broken", options={"how": "not at all"})
     check_answers(fine, (1, 8, 8))
     check_answers(prune("SAP", fine, 1.0).model, (1, 8, 8))  # random, and meant to be

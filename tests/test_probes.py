@@ -1,14 +1,13 @@
 """Probes: more than the suite in every resource, on what it left; honest and wrong gradients."""
 
 from pathlib import Path
-from typing import Any
 
 import masked
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from advprune.attacks.cost import Cost
 from advprune.attacks.registry import typed
@@ -22,21 +21,21 @@ from advprune.evaluate.measures import remnant_accuracy
 from advprune.evaluate.probes import ProbeSettings, passes_of, probes, stronger
 from advprune.evaluate.verdict import Evidence, dishonest, verdict
 from advprune.models.checkpoint import load_model
+from advprune.pruning import prune
 
 ROOT = Path(__file__).parent.parent
 PARAMS = params.load(ROOT / "params.yaml", profile="digits")
 FIELD = PARAMS.active().attacks["field"]
-Pair = tuple[Tensor, Tensor]
 
 
 @pytest.fixture(scope="module")
-def attacked() -> Pair:
+def attacked():
     """Test images of the digits."""
     test = prepare(PARAMS.active().data)["test"]
     return test.images[:24] / 255, test.labels[:24]
 
 
-def shipped(name: str) -> nn.Module:
+def shipped(name):
     """A network whose weights come with the repository."""
     return load_model(ROOT / "weights" / "digits" / f"{name}.safetensors")
 
@@ -44,7 +43,7 @@ def shipped(name: str) -> nn.Module:
 class Forked(nn.Module):
     """One pixel decides. Below grey the margin rises until it is fooled, above there is a trap."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         up = x[:, 0, 0, 0] - 128 / 255
         rise = torch.where(up < 0, -0.4 * up, 0.2 * up - 2 * up**2) - 0.06
         return torch.stack([torch.zeros_like(rise), rise], 1)
@@ -52,7 +51,7 @@ class Forked(nn.Module):
 
 @pytest.mark.parametrize("profile", list(PARAMS.profiles))
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_stronger_probe_exceeds_every_attack_of_its_suite(profile: str, kind: str) -> None:
+def test_the_stronger_probe_exceeds_every_attack_of_its_suite(profile, kind):
     """In passes for an image, in steps and draws, and in starts where those are not drawn."""
     active = params.load(ROOT / "params.yaml", profile=profile).active()
     suite = {name: typed(name, active.attacks[name]) for name in active.suite.of(kind)}
@@ -67,7 +66,7 @@ def test_the_stronger_probe_exceeds_every_attack_of_its_suite(profile: str, kind
     assert probe.loss == "margin" and probe.random_start and probe.eps == active.eps
 
 
-def test_effort_by_hand() -> None:
+def test_effort_by_hand():
     """Passes for an image that is not broken: two for a gradient step, one for a query."""
     attacks = PARAMS.active().attacks
     targeted = typed("a", attacks["apgd_t"].model_copy(update={"targets": 9}))
@@ -80,7 +79,7 @@ def test_effort_by_hand() -> None:
     assert passes_of(typed("a", attacks["autoattack"]), 10, False) == 2 * 100 * 19
 
 
-def attacked_by(model: nn.Module, pair: Pair, *names: str) -> tuple[pd.DataFrame, ProbeSettings]:
+def attacked_by(model, pair, *names):
     """The records of some attacks of the profile, the main one first, and the suite they make."""
     suite = {name: typed(name, PARAMS.active().attacks[name]) for name in names}
     tables = [
@@ -90,12 +89,12 @@ def attacked_by(model: nn.Module, pair: Pair, *names: str) -> tuple[pd.DataFrame
     return pd.concat(tables, ignore_index=True), ProbeSettings(suite, names[0])
 
 
-def test_what_only_another_start_finds_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_only_another_start_finds_is_found(monkeypatch):
     """Half of the starts lie in the trap; of 5 a sample, 3 %. Only what is left is attacked."""
     pair = torch.full((64, 1, 8, 8), 128 / 255), torch.zeros(64, dtype=torch.int64)
     seen: dict[str, tuple[int, int]] = {}
 
-    def noted(model: nn.Module, images: Tensor, *rest: Any) -> Any:
+    def noted(model, images, *rest):
         seen[str(rest[1].steps)] = rest[2].seed, len(images)
         return craft(model, images, *rest)
 
@@ -114,20 +113,80 @@ def test_what_only_another_start_finds_is_found(monkeypatch: pytest.MonkeyPatch)
     assert "more steps, starts and draws" in {check.name for check in judged.against}
 
 
-def errors(model: nn.Module, pair: Pair) -> pd.DataFrame:
+def errors(model, pair):
     """Of each image, the errors of the derivative."""
     found = slope_errors(model, pair, FIELD, 0, Cost())
     return pd.DataFrame({"slope_error": np.nan} | {k: v.numpy() for k, v in found.items()})
 
 
+class InLowPrecision(nn.Module):
+    """A network whose convolutions are computed in a type of 16 bits."""
+
+    def __init__(self, model, kind):
+        super().__init__()
+        self.model, self.kind = model, kind
+
+    def forward(self, x):
+        with torch.autocast("cpu", self.kind):
+            return self.model(x).to(x.dtype)
+
+
+class FakeQuantized(nn.Module):
+    """A network whose images are rounded by torch's straight-through rule, and which says so."""
+
+    declares_rule = True
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(torch.fake_quantize_per_tensor_affine(x, 1 / 63, 0, 0, 63))
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda model: InLowPrecision(model, torch.bfloat16),
+        lambda model: InLowPrecision(model, torch.float16),
+        FakeQuantized,
+        lambda model: prune("round", model, {"decimals": 1}).model,
+    ],
+    ids=["bfloat16", "float16", "fake-quantized", "round"],
+)
+def test_the_rule_of_a_rounding_network_is_followed_over_a_step(made, attacked):
+    """Over next to no step its answers do not move at all, or by a whole step of the rounding."""
+    found = errors(made(shipped("dense-robust.fp16")), attacked)
+    assert found.slope_error.isna().all() and not dishonest(found)
+
+
+class BackToFloat(nn.Module):
+    """A network that answers in float32, whatever it is asked in."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model.float()(x.float())
+
+
+@pytest.mark.parametrize("name", ["dense-robust.fp16", "dense-standard.fp16"])
+def test_float32_alone_is_no_wrong_gradient(name):
+    """Tiny steps cross the kinks of some ReLUs of 1 to 3 % of images if they are no smaller."""
+    test = prepare(PARAMS.active().data)["test"]
+    found = errors(BackToFloat(shipped(name)), (test.images[:100] / 255, test.labels[:100]))
+    assert found.slope_error.max() < 0.05
+
+
 @pytest.mark.parametrize("name", ["dense-robust.fp16", "dense-standard.fp16", "HYDRA-robust.fp16"])
-def test_an_honest_gradient_is_the_derivative_of_the_answers(name: str, attacked: Pair) -> None:
+def test_an_honest_gradient_is_the_derivative_of_the_answers(name, attacked):
     found = errors(shipped(name), attacked)
     assert found.slope_error.quantile(0.9) < 1e-3 and found.step_error.median() < 0.4
     assert not dishonest(found)
 
 
-def test_a_linear_network_has_no_error_and_half_of_it_one_that_is_known(attacked: Pair) -> None:
+def test_a_linear_network_has_no_error_and_half_of_it_one_that_is_known(attacked):
     linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     found = errors(linear, attacked)
     assert found.max().max() < 1e-6
@@ -140,26 +199,24 @@ def test_a_linear_network_has_no_error_and_half_of_it_one_that_is_known(attacked
 class NanBetweenLevels(nn.Module):
     """NaN, or infinite logits, on every image that has no 8-bit values."""
 
-    def __init__(self, network: nn.Module, value: float) -> None:
+    def __init__(self, network, value):
         super().__init__()
         self.network, self.value = network, value
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         between = ((x * 255 - (x * 255).round()).abs() > 1e-2).flatten(1).any(1)
         return torch.where(between[:, None], self.value, self.network(x))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_a_slope_that_is_no_number_is_wrong(value: float, attacked: Pair) -> None:
+def test_a_slope_that_is_no_number_is_wrong(value, attacked):
     found = errors(NanBetweenLevels(shipped("dense-standard.fp16"), value).eval(), attacked)
     assert (found == 1).all(axis=None) and dishonest(found)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
 @pytest.mark.parametrize("name", ["field", "apgd_ce", "distance", "autoattack"])
-def test_nan_between_the_levels_is_refused_by_every_attack(
-    name: str, value: float, attacked: Pair
-) -> None:
+def test_nan_between_the_levels_is_refused_by_every_attack(name, value, attacked):
     """But Square, which asks about images of 8 bits alone."""
     model, few = NanBetweenLevels(shipped("dense-standard.fp16"), value).eval(), 6
     setting = typed(name, PARAMS.active().attacks[name])
@@ -168,8 +225,9 @@ def test_nan_between_the_levels_is_refused_by_every_attack(
     assert "\n" not in str(said.value)
 
 
+@pytest.mark.usefixtures("short_attacks")
 @pytest.mark.parametrize("share", [1 / 3, 1.0])
-def test_a_gradient_that_is_wrong_in_part_is_caught(share: float, attacked: Pair) -> None:
+def test_a_gradient_that_is_wrong_in_part_is_caught(share, attacked):
     """On the robust network, where Square is too weak to notice; the values are right."""
     robust, few = shipped("dense-robust.fp16"), (attacked[0][:12], attacked[1][:12])
     model = masked.PartlyWrong(robust, share).eval()
@@ -182,9 +240,7 @@ def test_a_gradient_that_is_wrong_in_part_is_caught(share: float, attacked: Pair
     assert "wrong gradients" in {check.name for check in found.against}
 
 
-def test_a_straight_through_rule_is_judged_over_a_step_and_by_attacks_on_answers(
-    attacked: Pair,
-) -> None:
+def test_a_straight_through_rule_is_judged_over_a_step_and_by_attacks_on_answers(attacked):
     model, few = shipped("RA_BNN-standard"), (attacked[0][:12], attacked[1][:12])
     own, settings = attacked_by(model, few, "field", "apgd_ce", "square")
     more = probes(model, *few, settings, Work(), own)

@@ -44,6 +44,13 @@ from advprune.report.write import write_metrics, write_report
         (formats.budget, 0.03, "0.03"),
         (formats.budget, 0.0, "0"),
         (formats.points, -0.0004, "+0.0"),
+        (formats.percent, 0.0, "0.0"),
+        (formats.percent, 0.0004, "0.04"),  # not 0.0: 4 of 10,000
+        (formats.percent, 0.99951, "99.95"),
+        (formats.percent, 1 - 1e-6, "99.9999"),
+        (formats.percent, 1e-12, "0.0"),
+        (formats.rate_text, Rate(0, 10_000), "0.0 % (0.0–0.04)"),
+        (formats.rate_text, Rate(10_000, 10_000), "100.0 % (99.96–100.0)"),
         (formats.p_value, 0.0004, "< 0.001"),
         (formats.p_value, 0.0312, "0.031"),
         (formats.p_value, 0.25, "0.25"),

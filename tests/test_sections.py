@@ -85,6 +85,15 @@ def test_what_all_sources_do_to_a_random_model_is_no_luck_of_a_draw():
     assert transfer.scenarios(run)["accuracy:all sources"].tolist() == [20 / N]
 
 
+def test_an_attackers_more_harmful_attack_is_chosen_by_other_draws():
+    params = settings()
+    one = model("E-standard", params, {}, {("seed1", "field"): 30, ("seed1", "momentum"): 25})
+    for (_, attack), table in one.transfers.items():
+        table["chosen_margin"] = 1.0 if attack == "momentum" else -1.0
+    run = run_of([model("dense-standard", params, {}), one], params)
+    assert transfer.scenarios(run)["accuracy:from seed1"].tolist() == [30 / N]
+
+
 # --- distances -----------------------------------------------------------------------------------
 def test_security_curves_and_tests_are_drawn_from_the_distances():
     """20 images are fooled at half the budget by one model and at a third by its dense network."""

@@ -5,14 +5,13 @@ import json
 import logging
 import math
 import sys
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pandas as pd
 import pytest
 import torch
 from scipy.stats import binomtest
-from torch import Tensor, nn
+from torch import nn
 from workspace import ROOT
 
 from advprune.attacks.autoattack import autoattack
@@ -26,14 +25,12 @@ from advprune.core.resume import Parts
 from advprune.pruning import prune
 from conftest import Linear
 
-Pair = tuple[Tensor, Tensor]
 
-
-def seeded(seed: int) -> torch.Generator:
+def seeded(seed):
     return torch.Generator().manual_seed(seed)
 
 
-def perceptron(classes: int = 10) -> nn.Module:
+def perceptron(classes=10):
     """A small smooth network on 8x8 images, far quicker than a ResNet."""
     with torch.random.fork_rng():
         torch.manual_seed(2)
@@ -41,7 +38,7 @@ def perceptron(classes: int = 10) -> nn.Module:
         return nn.Sequential(*layers).eval()
 
 
-def own_labels(model: nn.Module, images: Tensor) -> Pair:
+def own_labels(model, images):
     """Images with the model's predictions as labels, except for the last image: it is wrong."""
     logits = model(images).detach()
     labels = logits.argmax(1)
@@ -49,18 +46,14 @@ def own_labels(model: nn.Module, images: Tensor) -> Pair:
     return images, labels
 
 
-def wrong(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+def wrong(model, images, labels):
     with torch.no_grad():
         return model(images).argmax(1) != labels
 
 
 # Square
-
-
 @pytest.mark.parametrize("eps", [0.0, 0.02, 0.3])
-def test_square_moves_on_the_corners_of_the_ball_within_the_pixel_range(
-    network: nn.Module, digits: Pair, eps: float
-) -> None:
+def test_square_moves_on_the_corners_of_the_ball_within_the_pixel_range(network, digits, eps):
     images, labels = own_labels(network, digits[0][:16])
     adv = square(network, images, labels, eps, queries=20)
     corners = torch.stack([images, (images + eps).clamp(0, 1), (images - eps).clamp(0, 1)])
@@ -70,13 +63,11 @@ def test_square_moves_on_the_corners_of_the_ball_within_the_pixel_range(
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.03), ("L2", 0.5)])
-def test_square_repeats_with_the_generator_and_does_not_depend_on_the_batch(
-    digits: Pair, norm: str, eps: float
-) -> None:
+def test_square_repeats_with_the_generator_and_does_not_depend_on_the_batch(digits, norm, eps):
     model = perceptron()
     images, labels = own_labels(model, digits[0])
 
-    def found(seed: int, batch: int = 128) -> Tensor:
+    def found(seed, batch=128):
         options = {"queries": 30, "norm": norm, "batch": batch}
         return square(model, images, labels, eps, generator=seeded(seed), **options)
 
@@ -86,7 +77,7 @@ def test_square_repeats_with_the_generator_and_does_not_depend_on_the_batch(
     assert ((first - small).abs() > 1e-5).float().mean() < 0.01
 
 
-def test_square_repeats_on_a_randomized_model(digits: Pair) -> None:
+def test_square_repeats_on_a_randomized_model(digits):
     model = Noisy(perceptron(), 0.1)
     images, labels = own_labels(model.inner, digits[0][:8])
     runs = []
@@ -96,7 +87,7 @@ def test_square_repeats_on_a_randomized_model(digits: Pair) -> None:
     assert torch.equal(*runs)
 
 
-def test_in_pixels_square_goes_on_until_the_rounded_image_fools(digits: Pair) -> None:
+def test_in_pixels_square_goes_on_until_the_rounded_image_fools(digits):
     """At a budget that 8-bit images cannot use up."""
     model, eps = perceptron(), 10.9 / 255
     images, labels = own_labels(model, (digits[0] * 255).round() / 255)
@@ -109,7 +100,7 @@ def test_in_pixels_square_goes_on_until_the_rounded_image_fools(digits: Pair) ->
 
 
 @pytest.mark.parametrize("queries", [1, 3, 40])
-def test_square_never_returns_less_than_the_clean_loss(digits: Pair, queries: int) -> None:
+def test_square_never_returns_less_than_the_clean_loss(digits, queries):
     model = perceptron()
     images, labels = own_labels(model, digits[0])
     before = margin(model(images), labels)
@@ -117,7 +108,7 @@ def test_square_never_returns_less_than_the_clean_loss(digits: Pair, queries: in
     assert (after >= before - 1e-5).all() and (after > before + 1e-5).any()
 
 
-def test_square_nears_the_optimum_on_a_linear_model(linear: Linear) -> None:
+def test_square_nears_the_optimum_on_a_linear_model(linear):
     """The highest margin in the ball is `m + eps * |w_other - w_y|_1`, at one corner of it."""
     images = 0.5 + 0.2 * (torch.rand(32, 3, 4, 4, generator=seeded(3)) - 0.5)
     labels, weight = linear(images).argmax(1), linear.weight.detach()
@@ -135,13 +126,13 @@ def test_square_nears_the_optimum_on_a_linear_model(linear: Linear) -> None:
     assert share.max() <= 1 + 1e-4 and share.min() > 0.98
 
 
-def all_places_but_the_last(at: Any, n: int, length: int, size: int) -> Tensor:
+def all_places_but_the_last(at, n, length, size):
     """Where the authors' code puts squares: never at the last row or column."""
     first = torch.randint(max(length - size, 1), (n, 1), generator=at.generator)
     return (torch.arange(length) >= first) & (torch.arange(length) < first + size)
 
 
-def few_pixels() -> tuple[nn.Module, Pair]:
+def few_pixels():
     """A linear network of five classes on 16x16 images around grey, and its own labels."""
     weight = torch.randn(5, 768, generator=seeded(3))
     model = Linear(weight - weight.mean(1, keepdim=True))  # grey is on the border
@@ -159,14 +150,8 @@ def few_pixels() -> tuple[nn.Module, Pair]:
     ],
 )
 def test_square_fools_as_many_as_its_authors_code(
-    network: nn.Module,
-    digits: Pair,
-    monkeypatch: pytest.MonkeyPatch,
-    kind: str,
-    norm: str,
-    eps: float,
-    trials: int,
-) -> None:
+    network, digits, monkeypatch, kind, norm, eps, trials
+):
     """Successes of so many seeds each on the same 64 images, with squares in the same places.
 
     Were all images alike, the difference of two binomial counts would lie within 2.58 standard
@@ -180,12 +165,12 @@ def test_square_fools_as_many_as_its_authors_code(
         model, (images, labels) = few_pixels()
     private, queries = attack_copy(model, torch.device("cpu")), 100
 
-    def ours(seed: int) -> int:
+    def ours(seed):
         options = {"queries": queries, "norm": norm, "p": 0.8}
         adv = square(model, images, labels, eps, generator=seeded(seed), **options)
         return int(wrong(model, adv, labels).sum())
 
-    def theirs(seed: int) -> int:  # n_queries: beside the stripes
+    def theirs(seed):  # n_queries: beside the stripes
         options = {"n_queries": queries - 1, "resc_schedule": False, "seed": seed, "norm": norm}
         with torch.random.fork_rng():
             adv = peer.SquareAttack(private, eps=eps, **options).perturb(images, labels)
@@ -203,7 +188,7 @@ def test_square_fools_as_many_as_its_authors_code(
     assert everywhere >= max(mine, peers) - (allowed if kind == "linear" else 0)
 
 
-def test_the_side_of_a_square_follows_the_published_schedule() -> None:
+def test_the_side_of_a_square_follows_the_published_schedule():
     """As `p_selection` of the authors' code without rescaling; 32 pixels, p 0.8."""
     peer = pytest.importorskip("pyautoattack.square")
     attack = peer.SquareAttack(nn.Identity(), eps=0.1, resc_schedule=False)
@@ -217,11 +202,11 @@ def test_the_side_of_a_square_follows_the_published_schedule() -> None:
 class Noisy(nn.Module):
     """Zero-mean noise on the logits of a model."""
 
-    def __init__(self, inner: nn.Module, scale: float) -> None:
+    def __init__(self, inner, scale):
         super().__init__()
         self.inner, self.scale = inner, scale
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         logits = self.inner(x)
         return logits + self.scale * torch.randn(logits.shape)
 
@@ -231,13 +216,13 @@ class Counting(nn.Module):
 
     seen: ClassVar[list[int]] = []
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         Counting.seen.append(len(x))
         first = 10 * x[:, 0, 0, 0]
         return torch.stack([first, 9 - first], dim=1)
 
 
-def test_square_counts_its_cost() -> None:
+def test_square_counts_its_cost():
     """By hand: 2 wrong images are seen once, 3 that cannot be fooled at every query."""
     images = torch.full((5, 1, 4, 4), 0.9)
     labels = torch.tensor([0, 0, 0, 1, 1])
@@ -251,9 +236,7 @@ def test_square_counts_its_cost() -> None:
     assert sum(done) == 3 * 7
 
 
-def test_square_gives_up_no_image_of_a_model_that_draws_at_random(
-    network: nn.Module, digits: Pair
-) -> None:
+def test_square_gives_up_no_image_of_a_model_that_draws_at_random(network, digits):
     """Each image gets all its queries, also one that some draws have fooled, if only at first."""
     images, labels = own_labels(network, digits[0][:8])
     cost = {name: Cost() for name in ("dense", "random")}
@@ -264,15 +247,13 @@ def test_square_gives_up_no_image_of_a_model_that_draws_at_random(
 
 
 # AutoAttack
-
-
 @pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
+def short(monkeypatch):
     """The package's attacks with a fifth of their steps and queries, in both loops."""
     package = pytest.importorskip("pyautoattack").AutoAttack
     choose = package._set_version
 
-    def shorter(self: Any, version: str) -> None:
+    def shorter(self, version):
         choose(self, version)
         for attack in (self.apgd, self.apgd_targeted, self.fab):
             attack.n_iter = 20
@@ -281,7 +262,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(package, "_set_version", shorter)
 
 
-def official(model: nn.Module, pair: Pair, eps: float, targets: int = 9, **options: Any) -> Any:
+def official(model, pair, eps, targets=9, **options):
     """The images of the package's own evaluation, in batches of 5."""
     package = pytest.importorskip("pyautoattack")
     with torch.random.fork_rng():
@@ -293,11 +274,11 @@ def official(model: nn.Module, pair: Pair, eps: float, targets: int = 9, **optio
 class Rounding(nn.Module):
     """Rounds pixels to 17 levels, so that there is no gradient and Square gets furthest."""
 
-    def __init__(self, inner: nn.Module) -> None:
+    def __init__(self, inner):
         super().__init__()
         self.inner = inner
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return self.inner((x * 16).round() / 16)
 
 
@@ -314,9 +295,7 @@ STANDARD = ["clean", "apgd-ce", "apgd-t", "fab-t", "square"]
     ],
 )
 @pytest.mark.usefixtures("short")
-def test_autoattack_is_the_official_one(
-    digits: Pair, model: nn.Module, n: int, norm: str, eps: float, helpful: str
-) -> None:
+def test_autoattack_is_the_official_one(digits, model, n, norm, eps, helpful):
     """The same images to the last bit, from the same private copy and batches."""
     images, labels = own_labels(model, digits[0][:n])
     version = "rand" if helpful == "apgd-dlr" else "standard"
@@ -337,7 +316,7 @@ def test_autoattack_is_the_official_one(
 
 
 @pytest.mark.parametrize("name", ["strength", "strength-cifar10-small"])
-def test_the_suite_is_as_strong_as_autoattack_at_a_fifth_of_its_passes(name: str) -> None:
+def test_the_suite_is_as_strong_as_autoattack_at_a_fifth_of_its_passes(name):
     """As bench/strength.py measured it on 300 images of each robust network: the suite leaves no
     more over all of them, and on none significantly more (McNemar's exact test, one-sided)."""
     rows = pd.DataFrame(
@@ -351,7 +330,7 @@ def test_the_suite_is_as_strong_as_autoattack_at_a_fifth_of_its_passes(name: str
         assert binomtest(int(missed), int(missed + alone) or 1, alternative="greater").pvalue > 0.05
 
 
-def test_autoattack_with_few_classes(digits: Pair) -> None:
+def test_autoattack_with_few_classes(digits):
     """And with all its steps and queries."""
     model = perceptron(classes=5)
     images, labels = own_labels(model, digits[0][:4])
@@ -364,14 +343,12 @@ def test_autoattack_with_few_classes(digits: Pair) -> None:
         autoattack(perceptron(classes=2), images, labels % 2, 0.03, version="rand")
 
 
-def interrupt(*_: object, **__: object) -> None:
+def interrupt(*_, **__):
     raise KeyboardInterrupt
 
 
 @pytest.mark.usefixtures("short")
-def test_autoattack_resumes_after_a_kill(
-    digits: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_autoattack_resumes_after_a_kill(digits, tmp_path, monkeypatch):
     base = pytest.importorskip("pyautoattack.autopgd_base")
     model = perceptron()
     images, labels = own_labels(model, digits[0][:8])
@@ -391,7 +368,7 @@ def test_autoattack_resumes_after_a_kill(
 
 
 @pytest.mark.usefixtures("short")
-def test_autoattack_at_two_budgets_keeps_two_sets_of_parts(digits: Pair, tmp_path: Path) -> None:
+def test_autoattack_at_two_budgets_keeps_two_sets_of_parts(digits, tmp_path):
     pytest.importorskip("pyautoattack")
     model, parts = perceptron(), Parts(tmp_path, "aa", files=[])
     pair = own_labels(model, digits[0][:8])
@@ -400,9 +377,7 @@ def test_autoattack_at_two_budgets_keeps_two_sets_of_parts(digits: Pair, tmp_pat
 
 
 @pytest.mark.usefixtures("short")
-def test_a_randomized_evaluation_resumes_with_the_same_draws(
-    digits: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_randomized_evaluation_resumes_with_the_same_draws(digits, tmp_path, monkeypatch):
     base = pytest.importorskip("pyautoattack.autopgd_base")
     model = Noisy(perceptron(), 0.3)  # so loud that predictions change from draw to draw
     images, labels = own_labels(model.inner, digits[0][:12])
@@ -410,7 +385,7 @@ def test_a_randomized_evaluation_resumes_with_the_same_draws(
     whole, counts = autoattack(model, images, labels, 0.05, **options)
     parts, calls, perturb = Parts(tmp_path, "aa", files=[]), list[int](), base.APGDAttack.perturb
 
-    def second_call_dies(*arguments: Any) -> Any:
+    def second_call_dies(*arguments):
         calls.append(1)
         return interrupt() if len(calls) == 2 else perturb(*arguments)
 
@@ -424,9 +399,7 @@ def test_a_randomized_evaluation_resumes_with_the_same_draws(
     assert torch.equal(resumed, whole) and again == counts
 
 
-def test_autoattack_is_quiet(
-    digits: Pair, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_autoattack_is_quiet(digits, capfd, caplog):
     """The package's warning of zero gradients goes to our logger, which has a silent handler."""
     pytest.importorskip("pyautoattack")
     model = Rounding(perceptron())
@@ -438,7 +411,7 @@ def test_autoattack_is_quiet(
     assert output.out == "" and output.err == ""
 
 
-def test_autoattack_counts_its_cost(digits: Pair) -> None:
+def test_autoattack_counts_its_cost(digits):
     """By hand, `rand` on images that cannot be fooled: 20 draws at 101 points, for each loss.
 
     Besides: every image once clean, then once before and once after each of the two attacks.
@@ -451,7 +424,7 @@ def test_autoattack_counts_its_cost(digits: Pair) -> None:
     assert cost == Cost(forwards=4 * (1 + 2 * (2 + 20 * 101)), gradients=4 * 2 * 20 * 101)
 
 
-def test_autoattack_when_nothing_is_left_to_attack(digits: Pair) -> None:
+def test_autoattack_when_nothing_is_left_to_attack(digits):
     pytest.importorskip("pyautoattack")
     model = perceptron()
     images = digits[0][:3]
@@ -460,7 +433,7 @@ def test_autoattack_when_nothing_is_left_to_attack(digits: Pair) -> None:
     assert torch.equal(adv, images) and list(counts.values()) == [0] * 5
 
 
-def test_autoattack_says_what_to_install(digits: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_autoattack_says_what_to_install(digits, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyautoattack", None)
     with pytest.raises(UserError, match="pip install pyautoattack"):
         autoattack(perceptron(), *digits, 0.1)

@@ -26,7 +26,7 @@ from advprune.evaluate.seeds import seeded_points
 from advprune.models.card import sparsity_of
 from advprune.pruning import Data, prune
 from advprune.report.read import COLUMNS
-from advprune.studies import Given, run_study
+from advprune.studies import Given, reads_of, run_study
 from advprune.studies.bitflip import attacker_images, recorded, trained
 from advprune.studies.seeds import network
 from advprune.training.inputs import Inputs
@@ -58,6 +58,23 @@ def parts_of(digits, **ends):
 
 def records(given):
     return run_study("it", given)["records"]
+
+
+READ = {
+    "bitflip": {"flips", "model", "train"},
+    "corruptions": set(),
+    "protocol": {"protocol", "train"},
+    "seeds": {"model", "train", "attacks", "suite"},
+    "sweep": {"sweep_images", "train", "attacks", "suite"},
+}
+
+
+@pytest.mark.parametrize("kind", READ)
+def test_a_study_gets_what_of_the_profile_it_says_that_it_reads(kind, network, digits, tmp_path):
+    """A change of its note, or of flips, repeated all ten; what is not said cannot be read."""
+    given = study({"study": kind}, network, {"train": digits}, tmp_path)
+    read = {field for field in type(given.profile).model_fields if hasattr(given.profile, field)}
+    assert read == READ[kind] | {"batch"} == reads_of(given.params, "it")
 
 
 # --- sweeps and compression curves ---------------------------------------------------------------

@@ -269,8 +269,6 @@ def test_the_commands_of_the_guide(followed, run, monkeypatch):
 
 
 # --- checkpoints in the format of RobustBench and AdversarialPruningBenchmark ---------------------
-
-
 class File(dict[str, torch.Tensor]):
     """The tensors of a file, drawn when a forward pass first asks for them by name and shape."""
 
@@ -454,6 +452,7 @@ def test_published_figures():
     )
 
 
+@pytest.mark.usefixtures("short_attacks")
 def test_the_commands_of_the_guide_on_their_checkpoint(tmp_path, ten_pictures, run, monkeypatch):
     text = (ROOT / "docs" / "own-model.md").read_text(encoding="utf-8")
     commands = re.findall(r"^advprune (.*theirs\.pt.*)$", text, re.MULTILINE)

@@ -45,9 +45,9 @@ def trainer(pair, state, recipe=None, **changes):
 
 
 @pytest.fixture(scope="module")
-def splits():
-    """1146 real digits to train on and 202 to validate with."""
-    settings = {"val_fraction": 0.15, "test_fraction": 0.25, "test_limit": 16}
+def few():
+    """600 digits to train on, and others to validate and test with."""
+    settings = {"val_fraction": 0.15, "test_fraction": 0.25, "train_limit": 600}
     return prepare(DataSettings(source="digits", **settings))
 
 
@@ -227,31 +227,25 @@ def test_the_usual_inner_steps_cross_the_ball():
     assert inner == pytest.approx((EPS / 2, 0.3 * EPS, 3))
 
 
-def trained(splits, state, **recipe):
-    """A network of width 4 after 8 epochs on 1146 digits."""
-    settings = Profile.model_construct(
-        model=ModelSettings(width=4),
-        train=SETTINGS.model_copy(update={"epochs": 8, "lr": 0.1, "batch": 64}),
-    )
-    inputs = Inputs(splits["train"], splits["val"], 0, torch.device("cpu"), state)
-    return load_or_train(settings, "any", RecipeSettings(**recipe), inputs)
-
-
-def test_adversarial_training_makes_robust(splits, tmp_path):
-    images, labels = splits["val"].images / 255, splits["val"].labels
+def test_adversarial_training_makes_robust(few):
+    """Networks of width 4 after 10 epochs on 600 digits."""
+    train = SETTINGS.model_copy(update={"epochs": 10, "lr": 0.1, "batch": 64})
+    settings = Profile.model_construct(model=ModelSettings(width=4), train=train)
+    inputs = Inputs(few["train"], few["val"], 0, torch.device("cpu"))
+    images, labels = few["val"].images / 255, few["val"].labels
     robust = {}
     for method in ("standard", "pgd"):
-        recipe = {"method": method, "steps": 2, "budget": 0.5, "epochs": 8}
-        model, history = trained(splits, tmp_path / f"{method}.pt", **recipe)
+        recipe = RecipeSettings(method=method, steps=2, budget=0.5)
+        model, history = load_or_train(settings, "any", recipe, inputs)
         attacked = pgd(model, images, labels, EPS / 2, 6 / 255, 10, drop=True)
         robust[method] = accuracy(model, attacked, labels)
-        assert len(history) == 8
+        assert len(history) == 10
     assert robust["pgd"] > robust["standard"] + 0.15, robust
 
 
-def test_weights_given_for_a_recipe_are_loaded(splits, tmp_path):
-    val, short = splits["val"], SETTINGS.model_copy(update={"epochs": 1, "batch": 256})
-    inputs = Inputs(splits["train"], val, 0, torch.device("cpu"))
+def test_weights_given_for_a_recipe_are_loaded(few, tmp_path):
+    val, short = few["val"], SETTINGS.model_copy(update={"epochs": 1, "batch": 256})
+    inputs = Inputs(few["train"], val, 0, torch.device("cpu"))
     first = make_network(val.images / 255)
     torch.save(first.state_dict(), tmp_path / "w.pt")
     given = WeightsSettings(path=str(tmp_path / "w.pt"), sha256=sha256_of(tmp_path / "w.pt"))
@@ -272,13 +266,6 @@ ATTACKER = Profile.model_construct(
     model=ModelSettings(width=4, strides=(2, 2, 1, 1)),
     train=TrainSettings(epochs=12, batch=32, lr=0.1),
 )
-
-
-@pytest.fixture(scope="module")
-def few():
-    """600 digits to train on, and others."""
-    settings = {"val_fraction": 0.15, "test_fraction": 0.25, "train_limit": 600}
-    return prepare(DataSettings(source="digits", **settings))
 
 
 def copied(few, state, target=None, settings=ATTACKER, run_seed=0, **change):
@@ -375,7 +362,7 @@ def test_another_architecture_and_width(few, change, untrained, tmp_path, capsys
     assert model(pixels[:2]).shape == (2, 10)
 
 
-def test_the_seed_is_added_to_the_runs_and_decides_all(few, victim, untrained, tmp_path):
+def test_the_seed_is_added_to_the_runs_and_decides_all(few, untrained, tmp_path):
     one, other, third = (copied(few, tmp_path, run_seed=10, seed=n)[0] for n in (0, 1, 2))
     assert [trainer.seed for trainer in untrained] == [10, 11, 12]
     assert not same_weights(one, other) and not same_weights(other, third)

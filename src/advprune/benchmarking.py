@@ -144,6 +144,7 @@ def benchmark(
     norm: str = "Linf",
     dense: nn.Module | None = None,
     twin: nn.Module | None = None,
+    classes: int = 0,
     queries: int | None = None,
     seed: int = 0,
 ) -> Benchmark:
@@ -155,8 +156,9 @@ def benchmark(
     rounded to 8 bits. labels: int64 `[N]`. eps: in units of the pixel range, 0.03 or "8/255". norm:
     Linf or L2. dense: the network that `model` was compressed from; adds transfer and paired
     comparisons. twin: of a function, a network with the same answers whose gradients are followed
-    in its place; by default `dense`. queries: how often a search without gradients may ask about an
-    image. InputError where one of these makes no sense.
+    in its place; by default `dense`. classes: of a function that gives labels, how many there are,
+    if more than labels and networks show. queries: how often a search without gradients may ask
+    about an image. InputError where one of these makes no sense.
     """
     who = "benchmark"
     if isinstance(images, Tensor) and images.dtype == torch.uint8:
@@ -169,7 +171,9 @@ def benchmark(
     with torch.no_grad():
         counts = {one(images[:1].to(device_of(one))).shape[1] for one in beside}
     if not isinstance(model, nn.Module) and callable(model):
-        model = target_of(model, images, max({int(labels.max()) + 1} | counts))
+        model = target_of(model, images, max({classes, int(labels.max()) + 1} | counts))
+    unused = "twin and classes are of a function; a network has gradients and classes of its own"
+    refuse(who, {unused: not isinstance(model, Target) and (twin is not None or classes > 0)})
     model = admitted(who, model, images, labels)
     with torch.no_grad():
         counts.add(model(images[:1].to(device_of(model))).shape[1])

@@ -1,7 +1,7 @@
 """The interface of attacks: a registry, typed settings, and the context of a run."""
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import Progress, no_progress
-from advprune.core.attack_settings import Attack
+from advprune.core.attack_settings import KINDS, Attack, SuiteSettings
 from advprune.core.errors import UserError
 from advprune.core.profile import Profile
 from advprune.core.resume import Parts
@@ -131,22 +131,57 @@ def typed(name: str, setting: Attack) -> Attack:
 
 
 def attacks_of(profile: Profile) -> dict[str, Attack]:
-    """All attacks of a profile by name, typed: wrong settings are refused here, `within` where
-    nothing finds distances or nothing can begin from what was found, and `after` of a search for
-    distances, which every image has."""
+    """All attacks of a profile by name, typed. UserError where settings are wrong, or an attack
+    cannot come `after` another, or not work `within` what that has found."""
     found = {name: typed(name, setting) for name, setting in profile.attacks.items()}
-    for name, setting in found.items():
-        place, after = f"attacks.{name}.within", setting.after
-        if after is not None and method_of(setting).distances:
-            raise UserError(
-                f"attacks.{name}.after: {setting.method} finds a distance for every image; leave "
-                "after out"
-            )
-        if setting.within is None or after is None:
-            continue
-        if not method_of(found[after]).distances:
-            raise UserError(f"{place}: {after} finds no distances; leave within out")
-        if not method_of(setting).starts:
-            known = ", ".join(key for key, one in sorted(_REGISTRY.items()) if one.starts)
-            raise UserError(f"{place}: of method {known} alone; leave within out")
+    for name in found:
+        check_order(name, found, profile.suite)
     return found
+
+
+def check_order(name: str, attacks: Mapping[str, Attack], suite: SuiteSettings) -> None:
+    """UserError where an attack cannot come `after` another, or not work `within` what that has
+    found, in a suite that has it."""
+    attack, place = attacks[name], f"attacks.{name}"
+    after, within = attack.after, attack.within
+    if after is None:
+        if within is not None:
+            raise UserError(f"{place}.within: name the search for distances as well (after)")
+        return
+    if after not in attacks:
+        known = ", ".join(attacks)
+        raise UserError(f"{place}.after: {after!r} is not among the attacks ({known})")
+    first, begins = attacks[after], within is not None
+    suites = {kind: own for kind in KINDS if name in (own := suite.of(kind))}
+    is_run = not suites or any(after in own for own in suites.values())
+    where = " or ".join(f"suite.{kind}" for kind in suites)
+    able = ", ".join(key for key, one in sorted(_REGISTRY.items()) if one.starts)
+    wrong = {
+        "after: this is the attack itself; leave after out": after == name,
+        f"after: {attack.method} finds a distance for every image; leave after out": (
+            method_of(attack).distances
+        ),
+        f"after: {after} has another budget": (first.norm, first.eps) != (attack.norm, attack.eps),
+        f"after: {after} has only some images; leave after out": (
+            getattr(first, "images", None) is not None
+        ),
+        "after: table and transfer take every image; leave after out": name in suite.kept,
+        f"after: {after} is not run there; add it to {where}": not is_run,
+        "within: what lies within the budget is broken; give more": (
+            within is not None and within <= attack.eps
+        ),
+        f"within: {after} finds no distances; leave within out": (
+            begins and not method_of(first).distances
+        ),
+        f"within: of method {able} alone; leave within out": (
+            begins and not method_of(attack).starts
+        ),
+    }
+    for why, holds in wrong.items():
+        if holds:
+            raise UserError(f"{place}.{why}")
+    for kind, own in suites.items():
+        if after in own[own.index(name) :] or (begins and after not in own):
+            raise UserError(f"suite.{kind}: name {after} before {name}")
+        if begins and kind == "randomized":
+            raise UserError(f"suite.{kind}: random models are attacked whole; take {name} out")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from advprune.cli.options import CheckpointArgument, Known, option_groups
-from advprune.core.errors import one_line
+from advprune.core.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from advprune.models.audit import Audit
@@ -36,8 +36,11 @@ def audit(
     from advprune.models.audit import audit as audit_tensors
     from advprune.models.checkpoint import header_spec
     from advprune.models.tensor_file import read_weights
+    from advprune.models.weights import SCORES
 
     tensors, metadata = read_weights(file)
+    if known.keep is not None and not any(name.endswith(SCORES) for name in tensors):
+        raise UserError(f"--keep goes with {SCORES}, of which {file} holds none")
     several = metadata.pop("several", None)
     spec = header_spec(metadata, where=str(file))
     theirs = None if spec else known.theirs(tensors)

@@ -104,6 +104,7 @@ def evaluate(
     """
     from advprune.benchmarking import measured, with_corruptions
     from advprune.cli import findings
+    from advprune.core.files import check_writable
 
     place = images.place(known)
     recorded = None if beside.beside is None else findings.read_metrics(beside.beside)
@@ -112,24 +113,31 @@ def evaluate(
     subjects = [LOADERS.get(path.suffix, read_checkpoint)(place, path, known) for path in files]
     twin = None if beside.twin is None else read_checkpoint(place, beside.twin, known)
     split, out = place.split("test"), output.out
+    for path in (output.page, out and out / "metrics.json"):
+        if path is not None:
+            check_writable(path, files)
     # Finished attacks are kept below `out` until all are done.
     with TemporaryDirectory() if out is None else nullcontext(out / "unfinished") as parts:
         found = measured(subjects, split, place.params, Path(parts), twin)
-        findings.print_found(found, checkpoint)
         if output.corruptions:
             found = with_corruptions(found, subjects, split)
-            findings.print_corruptions(found)
-        if output.time:
-            findings.print_times(found, subjects)
-        if recorded is not None:
-            findings.print_beside(found.metrics, recorded)
-        if output.page is not None:
-            found.page(output.page, " against ".join(path.name for path in reversed(files)))
-            print(f"report: {output.page}")
+        times = findings.timed(found, subjects) if output.time else None
+        # Files before the terminal, which may be gone.
         if out is not None:
             found.write(out)
+        if output.page is not None:
+            found.page(output.page, " against ".join(path.name for path in reversed(files)))
     if out is not None:
         shutil.rmtree(out / "unfinished", ignore_errors=True)
+    findings.print_found(found, checkpoint)
+    if output.corruptions:
+        findings.print_corruptions(found)
+    if times is not None:
+        findings.print_times(times)
+    if recorded is not None:
+        findings.print_beside(found.metrics, recorded)
+    if output.page is not None:
+        print(f"report: {output.page}")
 
 
 def read_checkpoint(place: "Repository", path: Path, known: Network) -> "Subject":
@@ -158,6 +166,7 @@ def read_onnx(place: "Repository", path: Path, known: Network) -> "Subject":
     """A deployed file, which is only asked."""
     from advprune.benchmarking import Subject
     from advprune.data import to_float
+    from advprune.models.border import admitted
     from advprune.models.card import card_of
     from advprune.models.onnx_file import OnnxFile, files_of, fit_of, weight_facts
     from advprune.models.spec import Normalize
@@ -172,6 +181,7 @@ def read_onnx(place: "Repository", path: Path, known: Network) -> "Subject":
     if target.classes != len(split.classes):
         has = place.has(len(split.classes))
         raise UserError(f"{path} is a network of {target.classes} classes, but {has}")
+    admitted(str(path), target, to_float(split.images))
     card = card_of(path, target, card_beside(path)) | weight_facts(path)
     return Subject(target, card, files_of(path), asdict(known))
 

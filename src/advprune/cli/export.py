@@ -45,6 +45,7 @@ def export(
 
     Exit status: 0, or 2 if nothing was written.
     """
+    from advprune.core.files import check_writable
     from advprune.models.checkpoint import load_model
 
     if (out is None) == (onnx is None):
@@ -63,6 +64,9 @@ def export(
                 f"--size is a number of pixels, or height x width such as 32x48 (got {size[:20]!r})"
             )
         sides = int(parts[1]), int(parts[2] or parts[1])
+    for path in (out, onnx):
+        if path is not None:
+            check_writable(path, [checkpoint])
     model = load_model(checkpoint, factory)
     if onnx is not None:
         _as_onnx(model, checkpoint, onnx, sides)

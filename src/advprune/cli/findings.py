@@ -13,7 +13,7 @@ from advprune.benchmarking import Benchmark, Subject
 from advprune.cli.tables import show, show_frame
 from advprune.cli.time import BATCH
 from advprune.core.errors import UserError, one_line
-from advprune.core.files import read_json
+from advprune.core.files import atomic, read_json
 from advprune.core.settings import yaml_of
 from advprune.data import to_float
 from advprune.evaluate.measures import remnant_accuracy
@@ -108,14 +108,18 @@ def print_corruptions(found: Benchmark) -> None:
     show_frame(table.loc[:, ~table.columns.str.contains(wide)])
 
 
-def print_times(found: Benchmark, subjects: Sequence[Subject]) -> None:
-    """Time the networks, print the table, and leave it where the page looks for it."""
+def timed(found: Benchmark, subjects: Sequence[Subject]) -> pd.DataFrame:
+    """How long the networks take; also left where the page looks for it."""
     run = found.run
     pairs = zip(run.models, subjects, strict=True)
     models = {model.name: (one.network, one.card) for model, one in pairs}
     table = timings(models, to_float(torch.from_numpy(run.clean_images)), BATCH)
-    place = run.folder / TIMINGS
-    place.mkdir(parents=True, exist_ok=True)
-    table.to_csv(place / f"{run.params.profile}.csv", index=False)
+    with atomic(run.folder / TIMINGS / f"{run.params.profile}.csv") as temporary:
+        table.to_csv(temporary, index=False)
+    return table
+
+
+def print_times(times: pd.DataFrame) -> None:
+    """The times of `timed`."""
     print()
-    show_frame(table)
+    show_frame(times)

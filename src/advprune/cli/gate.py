@@ -83,8 +83,9 @@ def gate(
     images.
 
     With --recompute, the results of the active profile are computed from the records of its run.
-    results.csv is then judged as well: it may not claim more than the records show. Results of
-    other profiles may not differ from the revision's, since nothing here shows them.
+    results.csv is then judged as well: it may not claim more than the records show, nor hold
+    another number in any column where every image came out alike. Results of other profiles may
+    not differ from the revision's, since nothing here shows them.
 
     Exit status: 0 passed; 1 if a model's robust accuracy or its distances fell, its verdict got
     worse or is unknown, a model vanished, or test images, seed, data or attacks changed, unless
@@ -92,7 +93,8 @@ def gate(
     compare, or results are damaged or contradict the metrics. New models are listed.
     """
     from advprune.core.params import load
-    from advprune.report.gate import judge_trees, page
+    from advprune.report.gate import judge_trees
+    from advprune.report.gate_page import page
     from advprune.report.revision import Tree, git
 
     rules = asked.rules

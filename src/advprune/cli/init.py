@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -19,11 +20,13 @@ from advprune.core.errors import UserError
 STAGES = "stages"
 TEMPLATE = Path(__file__).with_suffix(".yaml")  # of params.yaml
 EXTRA = "advprune[pipeline]"
+DVC = ("-m", "dvc")
 PINNED = "requirements.txt"  # stages depend on it, instead of the library's code
 DENSE = "dense-standard"  # the network that every project has
 NETWORKS = "networks"  # where a clone has the user's code
 # Dependencies that a project lacks.
 OF_THE_CLONE = ("src/", NETWORKS, "claims.yaml", "params", "rl/", "bench/")
+MADE_BESIDE = (".dvc", ".dvcignore", "checkpoints")
 SECTION = re.compile(r"^(?:#.*\n)*^(\w+):.*\n(?: .*\n|\n)*", re.MULTILINE)
 
 HEADER = """\
@@ -96,14 +99,16 @@ def init(own: Profile, made: Made) -> None:
     written[PINNED] = f"{EXTRA}=={advprune.__version__}\n"
     if not Path(".gitignore").exists():
         written[".gitignore"] = "/data/\n/runs/\n/records/\n/checkpoints/\n__pycache__/\n"
-    _start_dvc()
-    for name, content in written.items():
-        write_text(Path(name), content)
+    places = [Path(name) for name in (*written, STAGES, *MADE_BESIDE)]
+    new = [path for path in places if not path.exists()]
     try:
+        for name, content in written.items():
+            write_text(Path(name), content)
         load()
-    except UserError:
-        for name in written:
-            Path(name).unlink()
+        _start_dvc()
+    except BaseException:
+        for path in new:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         raise
     print(f"wrote {', '.join((FILE, 'dvc.yaml', STAGES, PINNED))}; now run `dvc repro`")
 
@@ -133,7 +138,7 @@ def _start_dvc() -> None:
     asked = ["git", "rev-parse", "--show-prefix"]
     git = subprocess.run(asked, capture_output=True, text=True, check=False)
     kind = ["--no-scm"] if git.returncode else ["--subdir"] if git.stdout.strip() else []
-    command = [sys.executable, "-m", "dvc", "init", "-q", *kind]
+    command = [sys.executable, *DVC, "init", "-q", *kind]
     quiet = os.environ | {"DVC_NO_ANALYTICS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=quiet)
     if done.returncode:

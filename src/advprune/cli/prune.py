@@ -52,6 +52,7 @@ def prune(
 
     Exit status: 0, or 2 if nothing was written.
     """
+    from advprune.core.files import check_writable
     from advprune.core.resume import unfinished
     from advprune.data import to_float
     from advprune.data.split import sha256_of
@@ -62,6 +63,7 @@ def prune(
 
     value = yaml_of(setting, "--setting")
     setting_of(family, value, place="--setting")
+    check_writable(out, [checkpoint])
     place = images.place(known, "train")
     dense, split = place.network(checkpoint, known), place.split("train")
     train, seed = place.profile.train, place.params.seed
@@ -93,11 +95,13 @@ def quantize(
 
     Exit status: 0, or 2 if nothing was written.
     """
+    from advprune.core.files import check_writable
     from advprune.core.train_settings import QuantizeSettings
     from advprune.data import stratified_subset, to_float
     from advprune.quantization.post_training import quantize as round_model
     from advprune.quantization.post_training import twin_agreement
 
+    check_writable(out, [checkpoint])
     place, setting = images.place(known, "train"), QuantizeSettings(bits=bits)
     dense, split = place.network(checkpoint, known), place.split("train")
     count = min(setting.calibration_images, len(split.labels))

@@ -23,19 +23,20 @@ def time(
     from advprune.cli.repository import Repository
     from advprune.cli.tables import show_frame
     from advprune.core.device import setup
-    from advprune.core.files import read_json
+    from advprune.core.files import atomic, check_writable, read_json
     from advprune.data import to_float
     from advprune.evaluate.timing import timings
     from advprune.models.checkpoint import load_model
     from advprune.report.sections.speed import TIMINGS
 
     place, device, models = Repository(profile), setup(), {}
+    check_writable(path := TIMINGS / f"{place.params.profile}.csv")
     for name in place.params.leaderboard():
-        path = place.place("runs", name) / "model.safetensors"
-        network = load_model(path, place.profile.model.factory).to(device)
-        models[name] = network, read_json(path.with_suffix(".json"))
+        file = place.place("runs", name) / "model.safetensors"
+        network = load_model(file, place.profile.model.factory).to(device)
+        models[name] = network, read_json(file.with_suffix(".json"))
     found = timings(models, to_float(place.split("test").images), batch)
-    TIMINGS.mkdir(exist_ok=True)
-    found.to_csv(path := TIMINGS / f"{place.params.profile}.csv", index=False)
+    with atomic(path) as temporary:
+        found.to_csv(temporary, index=False)
     show_frame(found)
     print(path)

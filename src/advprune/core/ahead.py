@@ -42,6 +42,8 @@ def _begin(jobs: Sequence[Callable[[], object]]) -> None:
     global _jobs
     _jobs = jobs
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: die with the parent
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # by Ctrl-C end without a traceback
     silence()
 
 

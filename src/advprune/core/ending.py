@@ -1,7 +1,9 @@
 """How a command or a stage ends: its exit status, and one line where something is wrong."""
 
 import atexit
+import errno
 import gc
+import io
 import os
 import sys
 import traceback
@@ -10,6 +12,7 @@ from typing import Any
 
 from advprune.core.errors import UserError
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # of writing, without a name
 WRONG = 2  # also what a wrong option ends with; 1 is an answer: "no"
 
 
@@ -28,6 +31,8 @@ def ended(app: Callable[..., Any], name: str) -> int:
         if "triton" not in sys.modules:
             gc.freeze()
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # of what a terminal lacks: no reason to end
     import typer
     from typer.exceptions import TyperException
 
@@ -44,7 +49,9 @@ def ended(app: Callable[..., Any], name: str) -> int:
         print("error: interrupted", file=sys.stderr)
         return 130
     except OSError as error:
-        if error.filename is None:
+        if error.errno in FULL:
+            print(f"error: {error.strerror}", file=sys.stderr)
+        elif error.filename is None:
             traceback.print_exc()
         else:  # of a path that was given: too long, not to be read, …
             print(f"error: {UserError(f'{error.filename}: {error.strerror}')}", file=sys.stderr)

@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -60,6 +60,24 @@ def atomic(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
+
+
+def check_writable(path: Path, read: Collection[Path] = ()) -> None:
+    """UserError where no file can be written to `path`, or it is one of those that are `read`:
+    asked before the work that it is to hold. Parent folders are made."""
+    if path.resolve() in [one.resolve() for one in read]:
+        raise UserError(f"cannot write {path}: it is the network; name another file")
+    if path.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder; name a file")
+    with suppress(_Tried), atomic(path) as temporary:
+        temporary.touch()
+        raise _Tried
+    if not os.access(path.parent, os.W_OK):  # where the temporary file lies elsewhere
+        raise UserError(f"cannot write {path}: its folder may not be written to")
+
+
+class _Tried(Exception):
+    """Leaves `atomic` before it writes."""
 
 
 def _flush(place: Path) -> None:

@@ -7,7 +7,6 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from advprune.core.attack_settings import (
-    KINDS,
     AnyAttack,
     AttackSettings,
     CurveSettings,
@@ -88,44 +87,9 @@ class Profile(Settings):
             for name in getattr(self.suite, kind):
                 if self.attacks[name].method != "pgd":
                     raise ValueError(f"suite.{kind}: {name!r} is no attack of the PGD engine")
-        for name in self.attacks:
-            self.check_order(name)
         if taken := set(RESERVED) & set(self.attacks):
             raise ValueError(f"attacks: the name {taken.pop()!r} is taken by the pipeline itself")
         return self
-
-    def check_order(self, name: str) -> None:
-        """ValueError where an attack could not come `after` another, or not work `within` what that
-        has found, in a suite that has it."""
-        attack, place = self.attacks[name], f"attacks.{name}"
-        after, begins = attack.after, attack.within is not None
-        if after is None:
-            if begins:
-                raise ValueError(f"{place}.within: name the search for distances as well (after)")
-            return
-        if after not in self.attacks:
-            known = ", ".join(self.attacks)
-            raise ValueError(f"{place}.after: {after!r} is not among the attacks ({known})")
-        first = self.attacks[after]
-        if after == name:
-            raise ValueError(f"{place}.after: this is the attack itself; leave after out")
-        if attack.within is not None and attack.within <= attack.eps:
-            raise ValueError(f"{place}.within: what lies within the budget is broken; give more")
-        if (first.norm, first.eps) != (attack.norm, attack.eps):
-            raise ValueError(f"{place}.after: {after} has another budget")
-        if getattr(first, "images", None) is not None:
-            raise ValueError(f"{place}.after: {after} has only some images; leave after out")
-        if name in self.suite.kept:
-            raise ValueError(f"{place}.after: table and transfer take every image; leave after out")
-        kinds = {kind: own for kind in KINDS if name in (own := self.suite.of(kind))}
-        if kinds and not any(after in own for own in kinds.values()):
-            where = " or ".join(f"suite.{kind}" for kind in kinds)
-            raise ValueError(f"{place}.after: {after} is not run there; add it to {where}")
-        for kind, own in kinds.items():
-            if after in own[own.index(name) :] or (begins and after not in own):
-                raise ValueError(f"suite.{kind}: name {after} before {name}")
-            if begins and kind == "randomized":
-                raise ValueError(f"suite.{kind}: random models are attacked whole; take {name} out")
 
     def check_path(self, name: str) -> None:
         """ValueError where an attack's path from a random start is too short to cross the ball."""

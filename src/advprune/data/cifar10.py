@@ -51,9 +51,7 @@ def read_cifar10(place: str | None, cache: Path) -> dict[str, Split]:
     if archive.name == ARCHIVE and archive.is_file():
         try:
             if not check_integrity(archive, CIFAR10.tgz_md5):
-                raise UserError(
-                    f"{archive} is not the official archive (its md5 differs); download it again"
-                )
+                raise UserError(f"{archive} is not the official archive (its md5 differs)")
             extract_archive(str(archive), str(cache))
         except OSError as error:
             raise UserError(f"cannot unpack {archive} into {cache}: {first_line(error)}") from error
@@ -81,11 +79,7 @@ def _official(root: Path) -> dict[str, Split]:
             images = torch.from_numpy(stored.data).permute(0, 3, 1, 2).contiguous()
             labels = torch.tensor(stored.targets, dtype=torch.int64)
             found[name] = Split(images, labels, CLASSES, "CIFAR-10 (official, by torchvision)")
-    except RuntimeError as error:
-        raise UserError(
-            f"{root / FOLDER}: files are missing or not the official ones (by their md5); get "
-            "CIFAR-10 again"
-        ) from error
-    except OSError as error:
-        raise UserError(f"cannot read {root / FOLDER}: {first_line(error)}") from error
+    except (RuntimeError, OSError) as error:
+        wrong = "files are missing, unreadable or not the official ones (by their md5)"
+        raise UserError(f"{root / FOLDER}: {wrong}; get CIFAR-10 again") from error
     return found

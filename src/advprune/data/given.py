@@ -58,7 +58,7 @@ def read_given(
         images = stacked(place, pictures, "bring them to one size (--resize, --crop)")
         return Split(images, labels[drawn], names, f"{place.name}/")
     if place.suffix == ".npz":
-        split = _from_npz(place, classes)
+        split = read_npz(place, classes)
     elif place.suffix == ".safetensors":
         split = read_split(place)
         if classes and len(classes) != len(split.classes):
@@ -134,7 +134,8 @@ def _listed(
     return names, labels, files
 
 
-def _from_npz(place: Path, classes: Sequence[str]) -> Split:
+def read_npz(place: Path, classes: Sequence[str]) -> Split:
+    """Read a `.npz` file; its classes are numbered, or have these names."""
     try:
         with np.load(place, allow_pickle=False) as held:
             if len(set(held.files)) < len(held.files):

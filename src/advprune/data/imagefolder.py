@@ -49,7 +49,7 @@ def read_image_folder(root: str, size: int | None) -> dict[str, Split]:
     """
     place = existing(root)
     fit = None if size is None else Fit(resize=size, squash=True)
-    pictures = _pictures(place, fit)
+    pictures = read_pictures(place, fit)
     images = stacked(place, pictures, "the imagefolder source resizes them if `size` is set")
     source = f"image folder {place.name}"
     if place.is_file():
@@ -79,7 +79,7 @@ def stacked(place: Path, pictures: Pictures, remedy: str) -> torch.Tensor:
     return torch.from_numpy(np.stack(list(every)))
 
 
-def _pictures(place: Path, fit: Fit | None) -> Pictures:
+def read_pictures(place: Path, fit: Fit | None) -> Pictures:
     """Decode every picture, sorted by split, class and file name, and check the layout."""
     pictures: Pictures = {}
     folders: Folders = set()

@@ -53,12 +53,13 @@ def prepare(
             found["train"], found[name] = _cut(found["train"], name, fraction, seed)
     for name, limit in (("train", settings.train_limit), ("test", settings.test_limit)):
         split, count = found[name], len(found[name].labels)
-        if limit is not None and limit > count:
+        if limit is None:
+            continue
+        if limit > count:
             raise UserError(
                 f"{name}_limit is {limit}, but {split.source} has {count} {name} images"
             )
-        if limit is not None:
-            found[name] = split.pick(stratified_subset(split.labels, limit, seed))
+        found[name] = split.pick(stratified_subset(split.labels, limit, seed))
     made = key_of(settings, seed)
     for name, split in found.items():
         if (split.labels.diff() >= 0).all():  # sorted by class
@@ -74,9 +75,8 @@ def read_digits() -> Split:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise UserError(
-            "digits are those of scikit-learn; pip install 'advprune[pipeline]'"
-        ) from error
+        why = "digits are those of scikit-learn; pip install 'advprune[pipeline]'"
+        raise UserError(why) from error
     values, digits = load_digits(return_X_y=True)
     shown = np.round(values.reshape(-1, 1, 8, 8) * 255 / 16).astype(np.uint8)
     known = torch.from_numpy(shown), torch.from_numpy(digits.astype(np.int64))
@@ -84,8 +84,7 @@ def read_digits() -> Split:
 
 
 def key_of(settings: DataSettings, seed: int) -> str:
-    """Sixteen hex digits of the sha256 of the settings of data, of the seed, and of the pictures on
-    disk."""
+    """A key (16 hex digits) of the settings of data, the seed and the pictures on disk."""
     known = [settings.model_dump_json(), str(seed)]
     if settings.place is not None:
         known.append(sha256_of(existing(settings.place)))
@@ -93,8 +92,7 @@ def key_of(settings: DataSettings, seed: int) -> str:
 
 
 def notes_of(splits: dict[str, Split]) -> Iterator[str]:
-    """What a user should know of train, val and test: classes that a part lacks, and pictures that
-    are in train too."""
+    """Classes that val or test lacks, and how many of their pictures are in train too."""
     pixels = {
         name: [hashlib.sha256(image.numpy().tobytes()).digest() for image in split.images]
         for name, split in splits.items()
@@ -115,13 +113,11 @@ def _cut(split: Split, name: str, fraction: float, seed: int) -> tuple[Split, Sp
         kept, taken = stratified_split(split.labels, fraction, seed)
     except UserError as error:
         raise UserError(f"{split.source}: {name}_fraction cannot be used: {error}") from error
-    before, after = (
-        torch.bincount(labels, minlength=len(split.classes))
-        for labels in (split.labels, split.labels[kept])
-    )
-    for label in ((before < 2) | (after < 1)).nonzero().flatten().tolist():
-        raise UserError(
-            f"{split.source}: class {split.classes[label]!r} has {before[label]} image(s), too "
-            f"few to take {name}_fraction {fraction} away; a class needs at least 2"
-        )
+    for label, kind in enumerate(split.classes):
+        count = int((split.labels == label).sum())
+        if count < 2 or not (split.labels[kept] == label).any():
+            raise UserError(
+                f"{split.source}: class {kind!r} has {count} image(s), too few to take "
+                f"{name}_fraction {fraction} away; a class needs at least 2"
+            )
     return split.pick(kept), split.pick(taken)

@@ -64,11 +64,8 @@ def to_float(images: torch.Tensor) -> torch.Tensor:
 
 def save_split(split: Split, path: Path) -> None:
     """Write a split as a safetensors file, whole or not at all; equal splits give equal bytes.
-
-    Raises UserError where `path` cannot be written.
-    """
-    digest = sha256_of(split)
-    about = {"classes": split.classes, "source": split.source, "sha256": digest}
+    UserError where `path` cannot be written."""
+    about = {"classes": split.classes, "source": split.source, "sha256": sha256_of(split)}
     about |= {"made": split.made}
     tensors = {"images": split.images.contiguous(), "labels": split.labels.contiguous()}
     # One key only: safetensors writes several metadata keys in random order.
@@ -78,10 +75,8 @@ def save_split(split: Split, path: Path) -> None:
 
 
 def read_split(path: Path) -> Split:
-    """Read a split that save_split wrote, checked against its sha256.
-
-    Raises UserError, with the file's name, where it is missing, cut short or altered.
-    """
+    """Read a split that save_split wrote; UserError, with the file's name, where it is missing, cut
+    short or altered (by its sha256)."""
     if not path.is_file():
         raise UserError(f"{path} does not exist; {REDO}")
     try:
@@ -103,10 +98,8 @@ def read_split(path: Path) -> Split:
 
 
 def load_split(directory: Path | str, name: str = "test") -> tuple[torch.Tensor, torch.Tensor]:
-    """Load `directory`/`name`.safetensors: images float32 [N, C, H, W] in [0, 1], labels int64 [N].
-
-    Raises UserError where read_split does.
-    """
+    """Load `directory`/`name`.safetensors: images float32 [N, C, H, W] in [0, 1], labels int64 [N];
+    UserError where read_split raises it."""
     split = read_split(Path(directory) / f"{name}.safetensors")
     return to_float(split.images), split.labels
 

@@ -151,8 +151,9 @@ def compare(
     first: pd.DataFrame, second: pd.DataFrame, side: str = "adv", margin: float = MARGIN
 ) -> Comparison:
     """Compare two tables of records; ValueError unless they hold the same images in order."""
-    if not np.array_equal(first["index"], second["index"]):
-        raise ValueError("compare: the records are not of the same images")
+    for column, what in (("index", "images"), ("label", "labels")):
+        if not np.array_equal(first[column], second[column]):
+            raise ValueError(f"compare: the records are not of the same {what}")
     void = ""
     if side == "adv":
         clean = compare_hits(right(first, "clean"), right(second, "clean"))
@@ -176,9 +177,10 @@ def compare_hits(first: np.ndarray, second: np.ndarray, margin: float = MARGIN) 
 
 
 def at_chance(records: pd.DataFrame) -> bool:
-    """Whether the clean accuracy's interval reaches down to guessing among the labels."""
+    """Whether the clean accuracy's interval reaches down to that of the best constant answer: the
+    share of the most frequent label."""
     low, _ = clean_accuracy(records).interval
-    return low is None or low <= 1 / max(records.label.nunique(), 1)
+    return low is None or low <= records.label.value_counts(normalize=True).max()
 
 
 Some = TypeVar("Some", bound=Compared)

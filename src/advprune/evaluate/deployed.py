@@ -1,7 +1,9 @@
 """A target that is only asked: which attacks it gets, and whether its twin answers as it does."""
 
+from math import log
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from advprune.attacks.losses import margin
@@ -10,7 +12,7 @@ from advprune.core.attack_settings import Attack, OtherAttack
 from advprune.core.profile import Profile
 from advprune.evaluate.records import all_logits
 from advprune.models.quantized import differentiable
-from advprune.models.target import Target
+from advprune.models.target import LEAST, Target
 
 CLOSE = 0.1  # of the mean margin, by which the margins of one image may differ: more than rounding
 BY_CLASS = "hopskipjump"  # the method that needs no scores
@@ -40,12 +42,19 @@ def target_agreement(target: Target, images: Tensor) -> float:
     """The share of images that a target and its twin answer alike: by the same class and, where
     the target gives scores, by nearly the same margin of that class over the others.
 
-    A wrong scale in a file shifts margins long before it changes classes.
+    A wrong scale in a file shifts margins long before it changes classes. Of probabilities, the
+    twin's are held to the resolution of the target's, the smallest that it gives: where they are
+    rounded or saturated, margins say no more.
     """
     own, twin = (all_logits(one, images)[0] for one in (target, differentiable(target)))
-    labels = twin.argmax(1)
+    labels, rounding = twin.argmax(1), torch.zeros(len(images))
     alike = own.argmax(1) == labels
+    if target.shares:
+        smallest = own[own > log(LEAST)].min()
+        own, twin = own.clamp_min(smallest), twin.log_softmax(1).clamp_min(smallest)
+        rounding = (smallest - twin.topk(2).values).exp().sum(1)  # of the two logarithms
     if not target.labels:
         wanted = margin(twin, labels)
-        alike &= (margin(own, labels) - wanted).abs() <= CLOSE * wanted.abs().mean()
+        close = CLOSE * wanted.abs().mean() + rounding
+        alike &= (margin(own, labels) - wanted).abs() <= close
     return float(alike.float().mean())

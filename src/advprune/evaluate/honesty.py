@@ -6,11 +6,15 @@ h v)) / 2h`, image by image. A gradient that is wrong in part leads every attack
 and no comparison between such attacks can show it. Over next to no step the two agree but for
 rounding, so this is done in float64 where the model allows it, and the best of several steps
 counts. Over a part of the budget, an honest network bends; a rounded or a rugged one follows its
-derivative not at all. Quantized and binary networks declare a straight-through rule: they are
-compared over an attack's step, with differences averaged over nearby points.
+derivative not at all. Quantized and binary networks declare a straight-through rule, as any layer
+does by an attribute `declares_rule = True`; one that computes in bfloat16 or float16 has such a
+rule, as its gradient passes through the rounding of every layer. They are compared over an attack's
+step, with differences averaged over nearby points, and also attacked by their answers alone
+(probes.py).
 """
 
 import copy
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -23,16 +27,25 @@ from advprune.core.device import device_of
 from advprune.models.binary import is_binary
 from advprune.models.quantized import differentiable, needs_twin
 
-TINY = {torch.float64: (1e-6, 1e-5, 1e-4), torch.float32: (1e-3, 3e-3)}
+# Larger ones cross the kinks of ReLUs, smaller ones are lost in rounding.
+TINY = {torch.float64: (1e-6, 1e-5, 1e-4), torch.float32: (1e-4, 3e-4, 1e-3)}
+FEW = 8  # images whose logits show in what precision a model computes
 POINTS = 2  # per image: a random one of the ball, and where an attack's step leads from there
 DIRECTIONS = 2  # random ones beside the attack's own
 PART = 1 / 32  # of the budget, over which an honest network follows its derivative
-NEARBY = 4  # points over which a straight-through rule is averaged
+NEARBY = 4  # points over which a straight-through rule, or rounding of float32, is averaged
 
 
 def declares_rule(model: nn.Module) -> bool:
     """Whether the model's gradient passes straight through steps, by its own declaration."""
-    return needs_twin(model) or is_binary(model)
+    declared = any(getattr(module, "declares_rule", False) is True for module in model.modules())
+    return declared or needs_twin(model) or is_binary(model)
+
+
+def is_coarse(logits: Tensor) -> bool:
+    """Whether bfloat16 or float16 holds all logits exactly, as where the model computes in it."""
+    halves = torch.bfloat16, torch.float16
+    return any(torch.equal(logits.to(half).to(logits), logits) for half in halves)
 
 
 def slope_errors(
@@ -42,17 +55,18 @@ def slope_errors(
 
     `|a - f| / max(|a|, |f|)` of the slopes a by autograd and f by differences, the larger of that
     along the attack's own direction and that along random ones; 0 where both are 0, 1 where one is
-    not finite. `slope_error`: over tiny steps, the smallest of them; not where a rule is declared.
-    `step_error`: over `PART` of the budget; where a rule is declared, over the attack's step along
-    its own direction.
+    not finite. `slope_error`: over tiny steps, the smallest of them; missing where a rule is
+    declared, or logits are those of bfloat16 or float16. `step_error`: over `PART` of the budget;
+    where `slope_error` is missing, over the attack's step along its own direction.
     """
-    device, kind = device_of(model), torch.float32
-    try:
-        with torch.no_grad():
-            answer = copy.deepcopy(model).eval().double()(pair[0][:1].double().to(device))
-        kind = torch.float64 if answer.dtype == torch.float64 else kind  # else it goes back inside
-    except (RuntimeError, TypeError):  # refused
-        pass
+    device, kind, few = device_of(model), torch.float32, pair[0][:FEW]
+    private = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        answer = private(few.to(device, kind))
+        with suppress(RuntimeError, TypeError):  # refused
+            doubled = private.double()(few.to(device, torch.float64))
+            kind = doubled.dtype if doubled.dtype == torch.float64 else kind  # else it goes back
+    declared = declares_rule(model) or is_coarse(answer)
     answers = attack_copy(model, device, fold=False).to(kind)
     derived = attack_copy(differentiable(model), device, fold=False).to(kind)
     cost.watch(answers)
@@ -61,13 +75,13 @@ def slope_errors(
     eps, step = main.eps, main.step
     if main.norm == "L2":  # a change of every pixel of the same length
         eps, step = (size / images[0].numel() ** 0.5 for size in (eps, step))
-    declared = declares_rule(model)
     generator = torch.Generator().manual_seed(seed)
     field = _Field(answers, derived, labels, generator)
     if declared:
         over = field.errors(images, eps, (step,), NEARBY)
         return {"step_error": over[0, :, 0].float().cpu()}
-    tiny, over = field.errors(images, eps, TINY[kind]), field.errors(images, eps, (PART * eps,))
+    tiny = field.errors(images, eps, TINY[kind], NEARBY if kind == torch.float32 else 1)
+    over = field.errors(images, eps, (PART * eps,))
     return {
         "slope_error": tiny.amax(2).amin(0).float().cpu(),
         "step_error": over[0].amax(1).float().cpu(),

@@ -14,7 +14,7 @@ from scipy.special import stdtr, stdtrit
 
 from advprune.evaluate.compare import MARGIN, Compared, right
 from advprune.evaluate.measures import calibration_error
-from advprune.evaluate.statistics import ALPHA, NORMAL, POWER
+from advprune.evaluate.statistics import ALPHA, NORMAL, POWER, difference_interval
 
 RESAMPLES = 1000  # of the bootstrap of calibration errors
 NO_SPREAD = 1e-12  # a standard error that is rounding alone
@@ -77,7 +77,10 @@ class MeanComparison(Compared):
 
     @property
     def ends(self) -> tuple[float, float]:
-        """By t, with the degrees of freedom of the mean."""
+        """By t, with the degrees of freedom of the mean; where all networks are right on the same
+        images, Tango's score interval of none lost and none gained."""
+        if self.rates and self.mean.agree and not self.mean.value:
+            return difference_interval(0, 0, self.mean.images, self.alpha)
         low, high = self.mean.interval_at(self.alpha)
         return (max(low, -1.0), min(high, 1.0)) if self.rates else (low, high)
 

@@ -28,7 +28,7 @@ from advprune.core.device import device_of, salted
 from advprune.core.profile import FROZEN
 from advprune.evaluate.craft import Crafted, Work, craft, rows
 from advprune.evaluate.evidence import white_box
-from advprune.evaluate.honesty import declares_rule, slope_errors
+from advprune.evaluate.honesty import slope_errors
 from advprune.evaluate.records import all_logits
 from advprune.evaluate.verdict import dishonest
 from advprune.models.quantized import differentiable
@@ -139,7 +139,7 @@ def probes(
         jobs = {"probe_honesty": it.honesty} | jobs
     tables = it.made(jobs)
     honest = tables[0] if "probe_honesty" in jobs else None
-    if len(kept) and honest is not None and (declares_rule(model) or dishonest(honest)):
+    if len(kept) and honest is not None and (honest.declared.iloc[0] or dishonest(honest)):
         asked = {name: partial(it.attacked, name, s, kept) for name, s in answers.items()}
         tables += it.made(asked)
     return pd.concat(tables, ignore_index=True)
@@ -190,7 +190,7 @@ class Probe:
         cost, seed = Cost(), salted(self.work.seed, "probe_honesty")
         pair = self.images[:HONESTY_IMAGES], self.labels[:HONESTY_IMAGES]
         errors = slope_errors(self.model, pair, self.main, seed, cost)
-        found: dict[str, Any] = {"slope_error": nan, "declared": declares_rule(self.model)}
+        found: dict[str, Any] = {"slope_error": nan, "declared": "slope_error" not in errors}
         found |= {name: values.numpy() for name, values in errors.items()}
         return self._unattacked("probe_honesty", cost, HONESTY_IMAGES).assign(**found)
 

@@ -80,6 +80,8 @@ def not_guessing(evidence: Evidence) -> Iterator[Check]:
     records = evidence.records[evidence.records.attack == evidence.main]
     clean = f"{100 * (clean_accuracy(records).value or 0.0):.1f} % clean"
     words = "above guessing", "at chance: a constant answer cannot be fooled"
+    if records.label.nunique() == 1:
+        words = "", "all images are of one class: whether the answer is constant cannot be told"
     yield _either(not at_chance(records), "clean accuracy", clean, *words)
 
 
@@ -140,17 +142,15 @@ def more_steps(evidence: Evidence) -> Iterator[Check]:
         return
     last, later = points[-1]
     if risen := _rises(points):
-        figure = f"{accuracy(later)} at {last:.0f} steps"
         reason = f"more steps do less harm from {risen[0][0]:.0f} steps on: it does not converge"
-        yield Check(name, FAIL, figure, reason)
+        yield Check(name, FAIL, f"{accuracy(later)} at {last:.0f} steps", reason)
     else:
         count = len(evidence.added(later))
         yield judged(count, len(later), name, f"an attack of {last:.0f} steps", DOUBT)
 
 
 def larger_budgets(evidence: Evidence) -> Iterator[Check]:
-    """A larger budget never does less harm, and the largest leaves no more than guessing, if it is
-    one that leaves nothing of an image."""
+    """A larger budget never does less harm; one that leaves nothing of an image, only guesses."""
     points, name = evidence.curve("curve_eps", "eps"), "larger budgets"
     linf = any((table.norm == "Linf").any() for _, table in points)
     all_grey = ALL_GREY * (1 if linf else sqrt(evidence.pixels))
@@ -177,10 +177,9 @@ def larger_budgets(evidence: Evidence) -> Iterator[Check]:
 
 
 def beside_one_step(records: pd.DataFrame) -> dict[tuple[str, float], Comparison]:
-    """Each iterative attack on one model beside a single step (FGSM) of the same norm and budget on
-    the same images, by attack and budget, corrected together: `better` where it is shown to do less
-    harm. Attacks whose steps cannot cross the budget are left out; of several single steps, the one
-    that does most harm counts."""
+    """Each iterative attack on one model beside FGSM of the same norm and budget on the same
+    images, by attack and budget, corrected together: `better` where it is shown to do less harm.
+    Attacks that cannot cross the budget are left out; the most harmful single step counts."""
     table = records.assign(budget=records.eps.round(6), norm=records.norm.fillna("Linf"))
     once = table[(table.steps == 1) & ~(table.step < table.eps) & (table.budget > 0)]
     reach = (table.steps * table.step >= table.eps) | (table.method == "apgd")
@@ -267,8 +266,7 @@ def together(evidence: Evidence) -> Iterator[Check]:
 
 
 def randomness(evidence: Evidence) -> Iterator[Check]:
-    """For randomized models: averaged gradients, and a fall once the draws are fixed, under the
-    main attack as that of the dense network."""
+    """Of randomized models: averaged gradients; with fixed draws they fall as dense ones do."""
     frozen = evidence.of(FROZEN)
     if frozen is None:
         return

@@ -19,7 +19,8 @@ from advprune.core.errors import UserError
 from advprune.core.networks import LIBRARY, is_factory, is_library
 from advprune.core.settings import parse
 from advprune.models.checkpoint import build, is_stored, misfits
-from advprune.models.foreign import dtype_name
+from advprune.models.foreign import TRANSPOSED, WEIGHTED, dtype_name
+from advprune.models.quantized import QuantizedLayer
 from advprune.models.spec import ModelSpec
 from advprune.models.weights import Tensors, plain
 
@@ -48,10 +49,10 @@ class Audit:
 
     spec: the architecture that the tensors were compared with; None where none fits. source: where
     that is from (header, given or inferred). layers: the prunable weights, in the network's order
-    (in the file's without an architecture). tensors: under the network's names, masks applied.
-    zeros, count: of all weights and biases, those of batch-norm too; running statistics do not
-    count. faults: one line each; a network with a fault is not to be evaluated. notes: what is odd
-    and yet no fault.
+    (in the file's without an architecture, which is told by their names and shapes). tensors: under
+    the network's names, masks applied. zeros, count: of all weights and biases, those of batch-norm
+    too, and the network's other parameters; running statistics do not count. faults: one line each;
+    a network with a fault is not to be evaluated. notes: what is odd and yet no fault.
     """
 
     spec: ModelSpec | None
@@ -120,11 +121,12 @@ def audit(
     source = "header" if spec else "given" if said else "inferred"
     if spec is None and not is_library(str(said.get("architecture", LIBRARY[0]))):
         spec = foreign_spec(said, tensors)
-    wanted = wanted_of(spec, factory)
-    found = plain(tensors, keep, spec, wanted)
+    network = network_of(spec, factory)
+    found = plain(tensors, keep, spec, wanted_of(network))
     if spec is None:
         spec = inferred(found.tensors, said)
-        wanted = wanted_of(spec, factory)
+        network = network_of(spec, factory)
+    wanted = wanted_of(network)
     known = {name: found.tensors[name] for name in wanted if name in found.tensors}
     ordered = known | found.tensors
     faults = found.faults
@@ -144,12 +146,19 @@ def audit(
     faults += _faults(ordered, wanted, spec is not None)
     counted = []
     for name, tensor in ordered.items():
-        if name.rpartition(".")[2] in ("weight", "bias"):
+        learned = isinstance(wanted.get(name), nn.Parameter)
+        if learned or name.rpartition(".")[2] in ("weight", "bias"):
             # As float64: the magnitude of the smallest int8 is no int8.
             sizes = (tensor if tensor.is_complex() else tensor.double()).abs()
             shape, zeros = tuple(tensor.shape), int((sizes <= tolerance).sum())
             counted.append(Layer(name, shape, dtype_name(tensor), zeros, tensor.numel()))
-    layers = tuple(x for x in counted if x.name.endswith("weight") and len(x.shape) >= 2)
+    if spec and network:
+        kinds = (*WEIGHTED, *TRANSPOSED, QuantizedLayer)
+        mapping = {f"{n}.weight" for n, m in network.named_modules() if isinstance(m, kinds)}
+    else:
+        named = (x for x in counted if x.name.rpartition(".")[2] == "weight")
+        mapping = {x.name for x in named if len(x.shape) >= 2}
+    layers = tuple(x for x in counted if x.name in mapping)
     notes = [*found.notes, *_notes(ordered, layers, spec, source)]
     source = source if spec else "none"
     return Audit(spec, source, layers, found.tensors, *_sums(counted), tuple(faults), tuple(notes))
@@ -198,13 +207,18 @@ def _notes(
         )
 
 
-def wanted_of(spec: ModelSpec | None, factory: str | None = None) -> Tensors:
-    """What a checkpoint of a network of that spec holds: parameters as such, and buffers; of this
-    library's networks without memory for numbers, which the code of others may need."""
+def network_of(spec: ModelSpec | None, factory: str | None = None) -> nn.Module | None:
+    """The network of a spec; of this library's without memory for numbers, which the code of others
+    may need."""
     if spec is None:
-        return {}
+        return None
     with nullcontext() if spec.is_foreign else torch.device("meta"):
-        held = build(spec, factory).state_dict(keep_vars=True)
+        return build(spec, factory)
+
+
+def wanted_of(network: nn.Module | None) -> Tensors:
+    """What a checkpoint of a network holds: parameters as such, and buffers."""
+    held = network.state_dict(keep_vars=True) if network else {}
     return {name: tensor for name, tensor in held.items() if is_stored(name)}
 
 
@@ -253,7 +267,7 @@ def inferred(tensors: Tensors, given: Mapping[str, Any]) -> ModelSpec | None:
             raise
         return None
     # Behind the stem, the first convolution of each block, some of whose filters may be gone.
-    firsts = [name for name in wanted_of(spec) if name.endswith("conv1.weight")][1:]
+    firsts = [name for name in wanted_of(network_of(spec)) if name.endswith("conv1.weight")][1:]
     inner = tuple(
         int(tensors[name].shape[0]) if name in tensors and tensors[name].ndim == 4 else width
         for name, width in zip(firsts, spec.blocks, strict=True)

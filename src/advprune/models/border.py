@@ -45,25 +45,27 @@ def admitted(
 
     That is the model itself; a copy where it is in training mode or its weights are
     re-parametrized; inside a `Drawn` where its code draws at random. `who` begins the message of
-    InputError: no nn.Module, other types than the images', no logits `[N, classes]` (of one image
-    too), probabilities, NaN, logits that depend on the rest of the batch, numbers of its own that
-    a pass changes, or a label, where they are given, that is none of the classes. What a pass
-    changes outside the model's modules (a global counter, a file) is seen only where it shows in
-    the first passes, and then taken for randomness.
+    InputError: no nn.Module, no logits `[N, classes]` of the images' type (of one image too),
+    probabilities, NaN, logits that depend on the rest of the batch, numbers of its own that a pass
+    changes, no gradients (inference mode), or a label, if given, that is none of the classes. What
+    a pass changes outside the model's modules (a global counter, a file) is seen only where it
+    shows in the first passes, and then taken for randomness.
     """
     given, inner = model, _unwrapped(who, model)
     model = inner if is_plain(inner) else plain_copy(inner)
     is_meta = any(parameter.is_meta for parameter in model.parameters())
     refuse(who, {"the model lies on the meta device, which holds no numbers": is_meta})
-    for kind in {p.dtype for p in model.parameters() if p.is_floating_point()}:
-        other = f"the model computes in {kind}, and images are {images.dtype}"
-        refuse(who, {other: kind != images.dtype})
     if not len(images):
         return given if isinstance(given, Drawn) else model
     device = device_of(model)
     with torch.no_grad(), undisturbed(device):
         pair, before = images[:2].to(device), states(device)
-        logits = logits_of(who, model, pair)
+        try:
+            logits = logits_of(who, model, pair)
+        except InputError as error:
+            for other in other_types(model, images):  # of which another error may speak
+                raise InputError(f"{error}; {other}, or convert both ways in forward") from error
+            raise
         drew = states(device) != before
         if known := inner in _TRIED:
             again = [logits_of(who, model, pair)]
@@ -84,7 +86,8 @@ def admitted(
                 whole, *pairs = (logits_of(who, model, part) for part in (few, *few.split(2)))
                 mixed = _differing(whole, torch.cat(pairs)) >= FEW - 2
             others = "the logits of an image depend on the other images of the batch, as where a "
-            refuse(who, {others + "batch-norm keeps no running statistics": mixed})
+            others += "batch-norm keeps no running statistics or activations are quantized by "
+            refuse(who, {others + "their range in the batch (dynamically)": mixed})
     _TRIED.update((inner, model))  # the copy, too: it may come back
     classes = logits.shape[1]
     largest = int(labels.max()) if labels is not None and len(labels) else 0
@@ -119,13 +122,27 @@ def _refuse_probabilities(
     while step is not None and COPIED.match(step.name()):
         step = step.next_functions[0][0]
     squashed = step is not None and SIGMOID.match(step.name()) is not None
-    sums = bool(((every.sum(1) - 1).abs() <= SUM).all())
     fault = "the model returns probabilities; leave its softmax or sigmoid out, give logits"
-    refuse(who, {fault: squashed or sums})
+    refuse(who, {fault: squashed or sum_to_one(every)})
+
+
+def sum_to_one(outputs: torch.Tensor) -> bool:
+    """Whether the outputs `[N, classes]` of every image sum to one, but for rounding."""
+    return bool(((outputs.sum(1) - 1).abs() <= SUM).all())
+
+
+def other_types(model: nn.Module, images: torch.Tensor) -> Iterator[str]:
+    """What to do about a model whose parameters are not of the images' type."""
+    kinds = {p.dtype for p in model.parameters() if p.is_floating_point()} - {images.dtype}
+    for kind in kinds:
+        mine = images.dtype
+        yield f"the model computes in {kind}, and images are {mine}: give model.to({mine})"
 
 
 def logits_of(who: str, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Logits `[N, classes]` of some images; InputError where they are none."""
+    inference = "leave torch.inference_mode out, in which nothing has a gradient"
+    refuse(who, {inference: torch.is_inference_mode_enabled()})
     shape, count, given = list(images.shape), len(images), images.clone()
     written = given._version
     try:
@@ -138,6 +155,7 @@ def logits_of(who: str, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
         f"the model returns {type(logits).__name__}, not logits": not torch.is_tensor(logits),
     }
     refuse(who, faults)
+    refuse(who, {inference: logits.is_inference()})
     shape, dtype = list(logits.shape), logits.dtype
     wrong = len(shape) != 2 or shape[0] != count or not shape[1]
     faults = {
@@ -194,6 +212,7 @@ def compressible(who: str, model: nn.Module, images: torch.Tensor | None = None)
     model = _unwrapped(who, model)
     if images is not None:
         admitted(who, model, images)
+        refuse(who, dict.fromkeys(other_types(model, images), True))
     refuse(who, dict.fromkeys(weight_faults(model), True))
     copied = plain_copy(model)
     hooks = hooked(copied)

@@ -13,7 +13,7 @@ from advprune.core.device import device_of
 from advprune.core.files import sha256_of, write_json
 from advprune.models.binary import is_binary
 from advprune.models.checkpoint import load_model
-from advprune.models.foreign import WEIGHTED, code_files
+from advprune.models.foreign import TRANSPOSED, WEIGHTED, code_files
 from advprune.models.insert import watched
 from advprune.models.quantized import QuantizedLayer, needs_twin
 from advprune.models.spec import ModelSpec
@@ -61,22 +61,25 @@ def stored_bits_of(model: nn.Module) -> int:
 @torch.no_grad()
 def macs_of(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """Multiply-accumulates that one image `[C, H, W]` costs in convolutions and linear layers: an
-    output value as many as a filter has weights, zeros too. Biases, batch-norm and shortcuts do not
-    count; of attention (nn.MultiheadAttention) what maps its input and output does, and no other
-    weights that a network reads without calling a layer.
+    output value as many as a filter has weights, zeros too, and an input value of a transposed
+    convolution as many as meet it. Biases, batch-norm and shortcuts do not count; of attention
+    (nn.MultiheadAttention) what maps its input and output does, and no other weights that a network
+    reads without calling a layer.
     """
     counts: list[int] = []
 
     def look(name: str, layer: Any, inputs: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
         if isinstance(layer, nn.MultiheadAttention):
             counts.append(4 * inputs[0].numel() * layer.embed_dim)
+        elif isinstance(layer, TRANSPOSED):
+            counts.append(inputs[0].numel() * layer.weight[0].numel())
         else:
             counts.append(out.numel() * layer.weight[0].numel())
 
     layers = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, (*WEIGHTED, nn.MultiheadAttention, QuantizedLayer))
+        if isinstance(module, (*WEIGHTED, *TRANSPOSED, nn.MultiheadAttention, QuantizedLayer))
     }
     with watched(layers, look), undisturbed():
         model(torch.zeros(1, *image_shape, device=device_of(model)))
@@ -112,10 +115,11 @@ def met(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, torch.
 
 def inert_of(model: nn.Module, image_shape: tuple[int, int, int]) -> float:
     """Share of the weights and biases of `model` that are inert on images `[C, H, W]`."""
-    idle = 0
+    idle, learned = 0, dict(model.named_parameters())
     for name, places in met(model, image_shape).items():
-        idle += int((~places).sum()) * model.get_parameter(f"{name}.weight")[:, :, 0, 0].numel()
-    return idle / max(sum(p.numel() for p in model.parameters()), 1)
+        if (weight := learned.get(f"{name}.weight")) is not None:  # it may be a buffer
+            idle += int((~places).sum()) * weight[:, :, 0, 0].numel()
+    return idle / max(sum(p.numel() for p in learned.values()), 1)
 
 
 NO_FACTS: dict[str, Any] = {

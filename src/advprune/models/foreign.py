@@ -43,6 +43,7 @@ COLOUR = 3  # channels of an image that torchvision's models take
 # Of a network that is none of the user's own, and in its options.
 MOST = {"numbers": 1 << 31, "layers": 20_000, "option": 1 << 16}
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 Sizes = Mapping[str, tuple[int, int]]  # by a layer's name: its outputs and inputs
 Sized = nn.Conv2d | nn.Linear | nn.BatchNorm1d | nn.BatchNorm2d
 

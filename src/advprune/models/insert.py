@@ -8,12 +8,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
 from pydantic import BaseModel
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from advprune.core.device import device_of
 from advprune.core.errors import UserError
@@ -36,6 +38,11 @@ RECTIFIERS = {
         *("mish", "softplus", "hardswish", "hardtanh", "prelu", "rrelu"),
     )
     if hasattr(place, name)
+}
+# What a layer of integers answers as the layer that it stands for does.
+ASKS = {
+    *(torch.Tensor.size, torch.Tensor.dim, torch.Tensor.numel),
+    *(getattr(torch.Tensor, name).__get__ for name in ("shape", "ndim", "device")),
 }
 
 
@@ -78,8 +85,8 @@ class WrappedConv2d(nn.Conv2d):
         super().__init__(*args, **options)
         self.on_output: nn.Module | None = None
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out = super().forward(x)
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  torch's name
+        out = super().forward(input)
         return out if self.on_output is None else self.on_output(out)
 
 
@@ -151,11 +158,44 @@ def put(model: nn.Module, where: Where, name: str, layer: nn.Module) -> None:
 
 @contextmanager
 def watched(layers: Mapping[str, nn.Module], look: Callable[..., None]) -> Iterator[None]:
-    """Inside, `look(name, layer, inputs, output)` is called after every pass of a layer."""
+    """Inside, `look(name, layer, inputs, output)` is called after every pass of a layer; what was
+    given by keyword is among the inputs, in the order of `forward`."""
+
+    def seen(name: str, layer: nn.Module, inputs: Any, named: dict[str, Any], out: Any) -> None:
+        look(name, layer, signature(layer.forward).bind(*inputs, **named).args, out)
+
     with ExitStack() as hooks:
         for name, layer in layers.items():
-            hooks.enter_context(layer.register_forward_hook(partial(look, name)))
+            hook = layer.register_forward_hook(partial(seen, name), with_kwargs=True)
+            hooks.enter_context(hook)
         yield
+
+
+class Reads(TorchFunctionMode):
+    """Inside, notes as `names` the layers whose weights are read by more than their own passes,
+    other than for shape and device."""
+
+    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.names, self.passing, self.hooks = set[str](), "", ExitStack()
+        self.owners = {id(p): name for name, layer in layers.items() for p in layer.parameters()}
+        for name, layer in layers.items():
+            begin = partial(self._pass, name)
+            self.hooks.enter_context(layer.register_forward_pre_hook(begin))
+            self.hooks.enter_context(layer.register_forward_hook(partial(self._pass, "")))
+
+    def _pass(self, name: str, *_: Any) -> None:
+        self.passing = name
+
+    def __exit__(self, *error: Any) -> None:
+        self.hooks.close()
+        super().__exit__(*error)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in ASKS:
+            used = {self.owners.get(id(one), "") for one in tree_leaves((args, kwargs))}
+            self.names |= used - {self.passing, ""}
+        return func(*args, **(kwargs or {}))
 
 
 @torch.no_grad()

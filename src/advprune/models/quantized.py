@@ -39,6 +39,8 @@ class QuantizedLayer(nn.Module):
         names = ("stride", "padding", "dilation", "groups")
         convolves = isinstance(layer, nn.Conv2d)
         self.conv = {name: getattr(layer, name) for name in names} if convolves else None
+        for name in layer.__constants__:  # sizes, which the network's own code may ask for
+            setattr(self, name, getattr(layer, name))
         out, device = layer.weight.shape[0], layer.weight.device
         self.register_buffer("weight", torch.zeros_like(layer.weight, dtype=torch.int8))
         self.register_buffer("weight_scale", torch.ones(out, device=device))
@@ -92,7 +94,8 @@ class QuantizedLayer(nn.Module):
         weight = self.weight.to(dtype) * self._spread(self.weight_scale, 1)
         return weight, self.bias.to(dtype) * (self.weight_scale * self.input_scale)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  torch's name
+        x = input
         if self.differentiable:
             return self.simulate(x, *self.real(x.dtype))
         # float32 holds whole numbers exactly up to 2^24, if all sums stay below that. Off the CPU

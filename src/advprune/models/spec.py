@@ -173,5 +173,6 @@ def spec_of(model: nn.Module) -> ModelSpec:
     """The spec that a model of this library carries."""
     spec = getattr(model, "spec", None)
     if not isinstance(spec, ModelSpec):
-        raise InputError(f"{type(model).__name__} carries no ModelSpec; build it with models.build")
+        kind = type(model).__name__
+        raise InputError(f"{kind} carries no ModelSpec; make it with models.checkpoint.build")
     return spec

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from advprune.core.errors import InputError, UserError, arisen
-from advprune.models.border import MANY
+from advprune.models.border import MANY, sum_to_one
 from advprune.models.stochastic import is_randomized
 
 Answer = Callable[[torch.Tensor], Any]
@@ -62,7 +62,8 @@ class Target(nn.Module):
             raise InputError(f"target: it answers {found}")
         if self.labels:
             if not ((said >= 0) & (said < self.classes)).all():
-                raise InputError(f"target: it answers a label that is none of {self.classes}")
+                known = f"{self.classes} classes; say how many there are (`classes`)"
+                raise InputError(f"target: it answers a label that is none of {known}")
             said = F.one_hot(said.long(), self.classes)
         said = said.to(x)
         if self.shares:
@@ -81,7 +82,7 @@ def asked(answer: Answer, images: torch.Tensor) -> torch.Tensor:
     """The answer to a copy of images, as a tensor on the CPU; InputError where it is none."""
     given = images.detach().to("cpu", torch.float32).clone()
     try:
-        return torch.as_tensor(answer(given)).detach().cpu()
+        return torch.as_tensor(answer(given)).detach().cpu().clone()  # of inference_mode, too
     except UserError:
         raise
     except Exception as error:  # whatever the user's code does
@@ -111,4 +112,5 @@ def target_of(answer: Answer, images: torch.Tensor, classes: int = 0) -> Target:
     if labels:
         return Target(answer, max(classes, int(said.max()) + 1), labels=True)
     inside = said.is_floating_point() and bool(((said >= 0) & (said <= 1)).all())
-    return Target(answer, said.shape[1], shares=inside)
+    shares = inside and sum_to_one(said)
+    return Target(answer, said.shape[1], shares=shares)

@@ -23,6 +23,7 @@ from pydantic import Field
 from torch import nn
 
 from advprune.core.device import device_of, full_precision
+from advprune.core.errors import UserError
 from advprune.core.settings import Settings
 from advprune.models.backward import straight_through
 from advprune.models.insert import insert, inserted_layer, watched
@@ -69,6 +70,8 @@ class Clamp(nn.Module):
 class Round(nn.Module):
     """`round(h, decimals)`; the gradient passes straight through."""
 
+    declares_rule = True
+
     def __init__(self, decimals: int) -> None:
         super().__init__()
         self.decimals = decimals
@@ -92,7 +95,11 @@ def clamp_maps(model: nn.Module, setting: ClampMaps, data: Data) -> Pruned:
     with watched(sites(model), note), full_precision():
         for part in images.split(64):
             model(part.to(device_of(model)))
+    if not any(sums.values()):
+        raise UserError("the network calls none of its activation modules")
     for name, layer in insert(model, LayerSpec(kind="clamp")).items():
+        if not sums[name]:  # never called: there is nothing to clamp
+            continue
         count, total, squares = map(sum, zip(*sums[name], strict=True))
         mean = total / count
         reach = setting.sigmas * max(squares / count - mean**2, 0.0) ** 0.5

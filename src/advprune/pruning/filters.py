@@ -7,7 +7,8 @@ Formula. The filters of a convolution, or the outputs of a linear layer, are ran
 and the smallest are removed; ties are broken by position. With them go the batch-norm and the
 depthwise convolutions behind them, and the channels of the layers that read them: a group, by
 Torch-Pruning's dependency graph. Layers whose outputs are added to those of others stay whole,
-because a shortcut ties them, and so do attention and the classifier. In resnet18 and resnet20 that
+because a shortcut ties them, and so do attention, the classifier, and what a convolution reads that
+is grouped, transposed or not over images. In resnet18 and resnet20 that
 leaves the first convolution of each residual block, in a MobileNet the convolutions that widen a
 block, and in a vision transformer the inner layer of each MLP.
 
@@ -94,19 +95,22 @@ def groups(model: nn.Module, image: torch.Tensor) -> dict[str, Group]:
 
 
 def _alone(layer: nn.Module, group: Any) -> bool:
-    """Whether the first output of a layer is one row of its weight, is read by others, and neither
-    added to another layer's outputs nor seen by more than batch-norm and depthwise convolutions."""
+    """Whether the first output of a layer is one row of its weight, is read by others, all of them
+    linear layers or plain convolutions, and neither added to another layer's outputs nor seen by
+    more than batch-norm and depthwise convolutions."""
     readers = 0
     for dependency, places in group:
         member, reads = dependency.layer, _reads(dependency)
         readers += reads
-        depthwise = isinstance(member, nn.Conv2d) and member.groups == member.out_channels > 1
+        groups = member.groups if isinstance(member, nn.Conv2d) else 0
+        depthwise = groups > 1 and groups == member.in_channels == member.out_channels
+        plain = reads and (groups == 1 or isinstance(member, nn.Linear))
         norm = isinstance(member, nn.BatchNorm1d | nn.BatchNorm2d)
         alike = isinstance(member, nn.PReLU) and member.num_parameters == 1
         itself = member is layer and list(places) == [0]
         # Operations hold nothing; of what does, there is a rule for those above alone.
-        holds = isinstance(member, nn.Parameter) or any(True for _ in member.parameters())
-        if holds and not (reads or depthwise or norm or alike or itself):
+        holds = isinstance(member, nn.Parameter) or [*member.parameters(), *member.buffers()]
+        if holds and not (plain or depthwise or norm or alike or itself):
             return False
     return readers > 0
 
@@ -145,7 +149,7 @@ def filters(model: nn.Module, setting: Filters, data: Data) -> Pruned:
     if not (found := groups(model, image)):
         raise UserError(
             "the network has no layer whose filters can be removed: outputs are added to those of "
-            "other layers, or are read by none; leave the family out"
+            "other layers, or are read by none or by what cannot be cut; leave the family out"
         )
     removed, names = Masks(), {m: n for n, m in model.named_modules()}
     weights = {name: model.get_parameter(f"{name}.weight") for name in found}

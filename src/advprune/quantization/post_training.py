@@ -13,9 +13,9 @@ from torch import nn
 
 from advprune.core.device import device_of, full_precision
 from advprune.core.errors import InputError, UserError
-from advprune.models.border import check_images, compressible
+from advprune.models.border import check_images, compressible, logits_of
 from advprune.models.fold import fold_batchnorm
-from advprune.models.insert import watched
+from advprune.models.insert import Reads, watched
 from advprune.models.quantized import QuantizedLayer, float_layers, twin
 from advprune.models.spec import QuantizationSpec, attach, spec_of
 from advprune.models.stochastic import undisturbed
@@ -28,16 +28,25 @@ def quantize(model: nn.Module, images: torch.Tensor, bits: int = 8) -> nn.Module
     """Quantize a dense model; input ranges are those on `images` `[N, C, H, W]` in [0, 1].
 
     bits: 2 to 8. The given model stays as it was. In a foreign network, layers that are more than
-    nn.Conv2d or nn.Linear, or whose weight is read without calling them, are left in floating
-    point; the spec names them. ValueError for other bits; UserError for a binary network, where a
-    family put a layer on a weight or behind a convolution, and where there is nothing to quantize.
+    nn.Conv2d or nn.Linear, or whose weight or bias is read by more than their own passes, are left
+    in floating point; the spec names them. ValueError for other bits; UserError for a binary
+    network, where a family put a layer on a weight or behind a convolution, where there is nothing
+    to quantize, and where the network's code does not run on such layers.
     """
     folded, integers = calibrated(model, images, bits)
     layers = float_layers(folded)
     for name, quantized in integers.items():
         quantized.set_weights(layers[name])
         folded.set_submodule(name, quantized)
-    return folded.eval()
+    return runs(folded.eval(), images)
+
+
+def runs(form: nn.Module, images: torch.Tensor) -> nn.Module:
+    """The model itself; InputError where it fails on the first image in its quantized form."""
+    device = device_of(form)
+    with torch.no_grad(), full_precision(), undisturbed(device, SEED):
+        logits_of("quantize: in its quantized form", form, images[:1].to(device))
+    return form
 
 
 def calibrated(
@@ -66,12 +75,17 @@ def calibrated(
         if getattr(layer, "padding_mode", "zeros") == "zeros"
     }
     device = device_of(folded)
-    with torch.no_grad(), full_precision(), undisturbed(device, SEED), watched(plain, look):
+    quiet, reads = undisturbed(device, SEED), Reads(plain)
+    with torch.no_grad(), full_precision(), quiet, watched(plain, look), reads:
         for part in images.split(BATCH):
             folded(part.to(device))
-    if not ends:
-        raise UserError("quantize: the network calls no nn.Conv2d or nn.Linear")
-    integers = {name: QuantizedLayer(plain[name], bits) for name in plain if name in ends}
+    alone = [name for name in plain if name in ends and name not in reads.names]
+    if not alone:
+        raise UserError(
+            "quantize: the network calls no nn.Conv2d or nn.Linear whose weight it reads by that "
+            "alone"
+        )
+    integers = {name: QuantizedLayer(plain[name], bits) for name in alone}
     for name, layer in integers.items():
         low, high = zip(*ends[name], strict=True)  # of each batch
         layer.set_input_range(min(low), max(high))

@@ -8,6 +8,8 @@ zero outside its range, but one in evaluation mode, in which training images are
 in the twin.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -15,7 +17,7 @@ from advprune.core.device import salted
 from advprune.core.train_settings import FineTuneSettings, QuantizeSettings
 from advprune.models.backward import straight_through
 from advprune.models.quantized import QuantizedLayer, float_layers
-from advprune.quantization.post_training import calibrated
+from advprune.quantization.post_training import calibrated, runs
 from advprune.training.inputs import Data
 from advprune.training.standard import finetune
 
@@ -31,7 +33,13 @@ class TrainedLayer(nn.Module):
         super().__init__()
         self.layer, self.quantized = layer, quantized
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def __getattr__(self, name: str) -> Any:
+        """Of what the network's own code may ask for, the float layer's."""
+        own = name in ("layer", "quantized")
+        return super().__getattr__(name) if own else getattr(self.layer, name)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  torch's name
+        x = input
         # Mixed precision has too few digits to tell 8-bit integers apart.
         with torch.autocast(x.device.type, enabled=False):
             self.quantized.set_weights(self.layer)
@@ -78,7 +86,7 @@ def training_form(model: nn.Module, images: torch.Tensor, bits: int) -> nn.Modul
     layers = float_layers(folded)
     for name, quantized in integers.items():
         folded.set_submodule(name, TrainedLayer(layers[name], quantized))
-    return folded.requires_grad_().eval()
+    return runs(folded.requires_grad_().eval(), images)
 
 
 def trained_layers(form: nn.Module) -> dict[str, TrainedLayer]:

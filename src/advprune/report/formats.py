@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 NOTHING = "–"
+MOST_PLACES = 7  # of a percentage: one weight of 25 million; what is less is rounding
 _MARKDOWN = str.maketrans(
     {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\n": " ", "\r": " "}
     | {sign: f"\\{sign}" for sign in "\\`*[]|$~#"}
@@ -93,7 +94,12 @@ class Kind:
             return NOTHING
         if callable(self.form):
             return self.form(value)
-        return format(self.scale * value, self.form).replace("inf", "∞").removesuffix(".")
+        parts, form = self.scale * value, self.form
+        if self.unit == "%" and parts not in (0, 100):
+            # 4 of 10,000 are not 0.0 %, and 9,997 are not 100.0 %.
+            places = (n for n in range(1, MOST_PLACES) if round(parts, n) not in (0, 100))
+            form = form.replace(".1f", f".{next(places, 1)}f")
+        return format(parts, form).replace("inf", "∞").removesuffix(".")
 
 
 RATE, NUMBER = Kind("z.1f", "%", 100.0), Kind(number)

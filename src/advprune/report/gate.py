@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from scipy.stats import fisher_exact
-from tabulate import tabulate
 
 from advprune.core.errors import UserError
 from advprune.core.params import FILE, Params
@@ -26,18 +25,24 @@ from advprune.evaluate.compare import Compared, Comparison, compare_hits
 from advprune.evaluate.distances import compare_distances
 from advprune.evaluate.verdict import LEVELS, RELIABLE
 from advprune.report import formats
-from advprune.report.formats import NOTHING, listed, p_text, p_value, percent
+from advprune.report.formats import listed, p_text, percent
 from advprune.report.margin import Rules, least, loss, nearer
-from advprune.report.results import ATTACK
-from advprune.report.revision import TRANSFER, ModelResult, Revision, Tree, git, recomputed
+from advprune.report.results import ATTACK, OUTCOMES
+from advprune.report.revision import (
+    TRANSFER,
+    ModelResult,
+    Revision,
+    Tree,
+    differences,
+    git,
+    recomputed,
+)
 from advprune.report.tables import jointly
 
 RANK = list(LEVELS.values())  # from the best to the worst
-COLUMNS = (
-    *("model", "clean % before", "after", "lost", "robust % before", "after", "lost", "p"),
-    *("{} before", "after", "p", "verdict before", "after", ""),
-)
 UNPAIRED = "\\*"
+TESTS = "robust", "distance"
+SHOWN = 4  # columns by name
 PLAIN = re.compile(r"(?!www)\w[\w-]*", re.ASCII)
 IMAGES, SETTINGS = "images", "settings"  # what may be allowed to change, besides a model by name
 
@@ -147,8 +152,24 @@ def judge_trees(
         raise UserError(f"--floor: there is no model {unknown[0]!r}; check its name")
     if recompute and (committed := here.revision(active)):
         judged = judge(committed, made, Rules(rules.alpha, allow=rules.allow), order)
+        judged = _with_columns(judged, differences(committed, made), rules)
         found.append((f"Records of {code(active)} against its results.csv", judged))
     return found
+
+
+def _with_columns(judged: Gate, differ: Mapping[str, list[str]], rules: Rules) -> Gate:
+    """The gate with the columns that are not those of the records: failures where every image came
+    out alike, for then nothing else may differ; warnings where another processor found others."""
+    lines = {}
+    for model, columns in differ.items():
+        more = [f"{len(columns) - SHOWN} more"] * (len(columns) > SHOWN)
+        named = listed([code(column) for column in columns[:SHOWN]] + more)
+        lines[model] = f"{quoted(model)}: the records give another {named}."
+    is_same_run = not any(set(OUTCOMES) & set(columns) for columns in differ.values())
+    wrong = [line for model, line in lines.items() if is_same_run and model not in rules.allow]
+    rest = [line for line in lines.values() if line not in wrong]
+    failures, warnings = [*judged.failures, *wrong], [*judged.warnings, *rest]
+    return replace(judged, failures=failures, warnings=warnings)
 
 
 def judge(
@@ -262,41 +283,3 @@ def _changes(rows: list[Row], before: Revision, after: Revision) -> Iterator[tup
         lost = (one.removeprefix(ATTACK) for one in sorted(a.attacks - b.attacks))
         if gone := [quoted("transfer" if one == TRANSFER else one) for one in lost]:
             yield SETTINGS, f"{quoted(row.name)} went without {listed(gone)}"
-
-
-def page(gate: Gate, title: str) -> str:
-    """The gate in Markdown: outcome, reasons, and one row per model."""
-    ended, cells = "passed" if gate.passed else "FAILED", []
-    with formats.budgets_in(gate.norm):
-        names = [name.format(formats.heading("median_distance")) for name in COLUMNS]
-        for row in gate.rows:
-            name, both, tests = quoted(row.name), (row.before, row.after), row.tests
-            clean = [percent(one and one.clean) for one in both]
-            rates = [(one.rate.value, *one.rate.interval) if one else None for one in both]
-            robust = [formats.interval(*one) if one else NOTHING for one in rates]
-            lost = [str(row.pairs[k].lost) if row.pairs else NOTHING for k in ("clean", "robust")]
-            p, far = (p_value(tests[k].p if k in tests else None) for k in ("robust", "distance"))
-            p += UNPAIRED * row.is_unpaired
-            distances = [one.distance if one and row.pairs else NOTHING for one in both]
-            verdicts = [quoted(one.verdict) if one else NOTHING for one in both]
-            if None in both:
-                mark = "new" if row.after else "gone"
-            elif any(row.changed(kind, -1, gate.alpha) for kind in tests) or row.is_distrusted:
-                mark = "✗"
-            else:
-                mark = "▲" if row.changed("robust", 1, gate.alpha) else "="
-            cells.append(
-                [name, *clean, lost[0], *robust, lost[1], p, *distances, far, *verdicts, mark]
-            )
-    tested = formats.counted(sum(bool(row.tests) for row in gate.rows), "model")
-    parts = [
-        f"## {title}: {ended}",
-        "\n".join(f"- ✗ {line}" for line in gate.failures),
-        tabulate(cells, names, "github", disable_numparse=True),
-        "\n".join(f"- {line}" for line in gate.warnings),
-        "Robust: nothing within the budget fools the model, with 95 % interval. Lost: images that "
-        "were right and are wrong. Distance: median of the smallest changes found that fool it. p: "
-        "that it differs, tested on the same images and corrected for all tests of "
-        f"{tested}; level {gate.alpha:g}.",
-    ]
-    return "\n\n".join(part for part in parts if part)

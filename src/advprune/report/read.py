@@ -70,7 +70,7 @@ def read_run(params: Params, folder: Path = Path()) -> Run:
     else:  # of a single network there is none
         lacking = [""] if len(names) + len(absent) + len(params.attackers()) > 1 else []
     absent += [Absent("transfer", name, "transfer") for name in lacking]
-    models = [_read_model(params, runs, name, transfers.get(name, {})) for name in names]
+    models = [read_model(params, runs / name, transfers.get(name, {})) for name in names]
     own = [transfers.get(name, {}) for name in params.attackers()]
     studies, lost = {}, {one.name: one.stage for one in absent if one.kind == "model"}
     for name, study in params.studies.items():
@@ -105,8 +105,9 @@ def read_run(params: Params, folder: Path = Path()) -> Run:
     )
 
 
-def _read_model(params: Params, runs: Path, name: str, transfers: Transfers) -> Model:
-    entry, folder = params.models.get(name), runs / name
+def read_model(params: Params, folder: Path, transfers: Transfers) -> Model:
+    """A model of the leaderboard from its folder of runs/, and its records of other's images."""
+    entry = params.models.get(name := folder.name)
     card, layers = read_json(folder / "model.json"), _frame(folder / "layers.parquet")
     if not isinstance(card, dict) or not set(CARD) <= card.keys():
         need = ", ".join(CARD)

@@ -18,6 +18,7 @@ from advprune.evaluate.robust import area
 from advprune.evaluate.statistics import median_distance
 from advprune.evaluate.transfer import transfer_success
 from advprune.report.formats import bounds, number, with_interval
+from advprune.report.implied import DISTANCE, SLACK, distances, implied
 from advprune.report.run import NOT_RUN, Model, Run
 from advprune.report.tables import Row, against_dense, qualified
 
@@ -37,11 +38,15 @@ DVC_METRICS = {  # the keys of metrics/<profile>/<model>.json, and their columns
 }
 HEX = frozenset("0123456789abcdef")
 FINGERPRINT = 16  # hex digits of the sha256 of the test images and labels, in order
-NUMBERS = ("n", "clean_accuracy", "robust_accuracy", "eps")
+NUMBERS = ("n", "clean_accuracy", "robust_accuracy", "eps")  # of each model
 REQUIRED = ("model", "images", "robust_images", "image_distances")
-SLACK = 1e-3  # relative rounding error of a stored distance
+TEXTS = (
+    *("model", "family", "parent", "root", "recipe", "do", "kind", "group", "setting", "attack"),
+    *("norm", "against_dense", "distance_against_dense", "verdict", "verdict_against"),
+    *("images", "robust_images", "image_distances"),
+)
+OUTCOMES = TEXTS[-3:]  # image by image
 ATTACK = "accuracy:"  # begins the columns of accuracy under one attack, by its name
-DISTANCE = "<f2"  # type of a stored distance: four hexadecimal digits
 CARD = ("prune_ratio", "sparsity", "bits", "parameters", "nonzero", "macs", "file_bytes")
 AGAINST = (  # empty for a dense network
     *("robust_difference", *bounds("robust_difference"), "robust_detectable", "p_against_dense"),
@@ -123,13 +128,14 @@ def metrics_of(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
 
 
 def read_results(text: str, where: str) -> pd.DataFrame:
-    """The results from the text of a results.csv; UserError where it is damaged."""
+    """The results from the text of a results.csv; UserError where it is damaged, or columns
+    contradict each other."""
 
     def damaged(what: object) -> UserError:
         return UserError(f"{where} is damaged: {what}")
 
     try:
-        texts = dict.fromkeys(REQUIRED, str)
+        texts = dict.fromkeys(TEXTS, str)
         table = pd.read_csv(io.StringIO(text), dtype=texts, keep_default_na=False, na_values=[""])
     except (ValueError, pd.errors.ParserError) as error:
         raise damaged(error) from error
@@ -139,11 +145,13 @@ def read_results(text: str, where: str) -> pd.DataFrame:
     is_run = table.verdict != NOT_RUN
     if table.model.isna().any() or table.model.duplicated().any() or not is_run.any():
         raise damaged("models are missing or named twice")
-    for column in NUMBERS:
+    for column in table.columns.difference(list(TEXTS)):
         # As text: a number of 400 digits is too large for to_numeric.
-        table[column] = pd.to_numeric(table[column].astype(str), errors="coerce")
-        if len(wrong := table.model[is_run & table[column].isna()]):
-            raise damaged(f"{column} of {wrong.iloc[0]} is no number")
+        known, given = pd.to_numeric(table[column].astype(str), errors="coerce"), table[column]
+        wrong = is_run & known.isna() & (given.notna() | (column in NUMBERS))
+        if len(models := table.model[wrong]):
+            raise damaged(f"{column} of {models.iloc[0]} is no number")
+        table[column] = known
     if table[~is_run].drop(columns=["model", "verdict"]).notna().any(axis=None):
         raise damaged("a model that was not run has numbers")
     for row in table[is_run].to_dict("records"):
@@ -154,10 +162,18 @@ def read_results(text: str, where: str) -> pd.DataFrame:
             raise damaged(f"{model} lacks a distance for each image")
         if not 0 <= row["clean_accuracy"] <= 1 or not row["eps"] > 0:
             raise damaged(f"clean_accuracy of {model} is no rate, or eps no budget")
-        if not abs(hits.count("1") / n - row["robust_accuracy"]) <= 1e-6:
-            raise damaged(f"{model} has another rate than its outcomes")
         # An image is robust where the smallest change that fools it is beyond the budget.
-        far = np.frombuffer(bytes.fromhex(digits), DISTANCE).astype(float) / row["eps"] - 1
+        far = distances(row) / row["eps"] - 1
         if not np.where(np.array(list(hits)) == "1", far > -SLACK, far < SLACK).all():
             raise damaged(f"outcomes and distances of {model} contradict each other")
+    run = table[is_run]
+    if len(run[["n", "images"]].drop_duplicates()) > 1:
+        raise damaged("models were tested on different images")
+    stored = run.set_index("model").to_dict("index")
+    for one in implied(run):
+        if one.column in table and not one.agrees(found := stored[one.model][one.column]):
+            raise damaged(
+                f"{one.column} of {one.model} is {found:.6g}, but its images and counts make it "
+                f"{one.value:.6g}"
+            )
     return table

@@ -5,8 +5,9 @@ import io
 import json
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from advprune.core.settings import yaml_of
 from advprune.evaluate.statistics import Rate, rate
 from advprune.evaluate.verdict import RELIABLE
 from advprune.report.formats import kind_of
-from advprune.report.results import ATTACK, DISTANCE, RESULTS, metrics_of, read_results, results
+from advprune.report.implied import distances
+from advprune.report.results import ATTACK, RESULTS, metrics_of, read_results, results
 from advprune.report.run import NOT_RUN
 
 FOLDERS = ("reports", "metrics")
 TRANSFER = "transfer_accuracy"  # empty of a run without the stage transfer
+ROUNDING = 1e-4  # of most columns, to four digits
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,11 +66,12 @@ class ModelResult:
 @dataclass(frozen=True)
 class Revision:
     """One revision: results by model, settings of data and attacks (None: unknown), the norm of
-    budget and distances."""
+    budget and distances, and all columns."""
 
     results: dict[str, ModelResult]
     settings: Any = None
     norm: str = "Linf"
+    table: pd.DataFrame = field(default_factory=pd.DataFrame, compare=False)
 
 
 def revision_of(table: pd.DataFrame, settings: Any = None) -> Revision:
@@ -76,14 +80,38 @@ def revision_of(table: pd.DataFrame, settings: Any = None) -> Revision:
     tried = [name for name in table if name == TRANSFER or name.startswith(ATTACK)]
     for row in table[table.verdict != NOT_RUN].to_dict("records"):
         robust = np.array(list(row["robust_images"])) == "1"
-        distances = np.frombuffer(bytes.fromhex(row["image_distances"]), DISTANCE)
-        if not (distances >= 0).all():
+        far = distances(row)
+        if not (far >= 0).all():
             raise UserError(f"{row['model']}: a distance is negative or no number; run `dvc repro`")
         attacks = frozenset(name for name in tried if pd.notna(row[name]))
         facts = row["clean_accuracy"], row["verdict"], row["images"]
         budget = tuple(row.get(key) for key in ("attack", "norm", "eps"))
-        found[row["model"]] = ModelResult(robust, distances, *facts, attacks, budget)
-    return Revision(found, settings, *table.get("norm", pd.Series()).dropna().unique()[:1])
+        found[row["model"]] = ModelResult(robust, far, *facts, attacks, budget)
+    norm = next(iter(table.get("norm", pd.Series()).dropna()), "Linf")
+    return Revision(found, settings, norm, table)
+
+
+def differences(stored: Revision, made: Revision) -> dict[str, list[str]]:
+    """The columns in which models that both have differ, by model; numbers by more than other
+    processors round them."""
+    models = [model for model in made.results if model in stored.results]
+    old, new = (one.table.set_index("model").loc[models] for one in (stored, made))
+    columns = list(dict.fromkeys([*new, *old]))
+    cells = (one.reindex(columns=columns).astype(object).to_numpy() for one in (old, new))
+    found = {
+        model: [name for name, *pair in zip(columns, *rows, strict=True) if not _alike(*pair)]
+        for model, *rows in zip(models, *cells, strict=True)
+    }
+    return {model: names for model, names in found.items() if names}
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two cells say the same."""
+    if pd.isna(one) or pd.isna(other):
+        return bool(pd.isna(one) and pd.isna(other))
+    if isinstance(one, str) or isinstance(other, str):
+        return str(one) == str(other)
+    return isclose(one, other, rel_tol=ROUNDING, abs_tol=2 * ROUNDING)
 
 
 def recomputed(params: Params) -> Revision:
@@ -94,7 +122,8 @@ def recomputed(params: Params) -> Revision:
     run = read_run(params)
     if run.absent:
         raise UserError(f"--recompute needs a whole run: run `dvc repro {run.absent[0].stage}`")
-    return revision_of(results(run), measured(settings_of(params), params.profile))
+    table = read_results(results(run).to_csv(index=False), "what the records give")
+    return revision_of(table, measured(settings_of(params), params.profile))
 
 
 def settings_of(params: Params) -> str:

@@ -77,10 +77,8 @@ class Model:
         return in_order(self.records[self.records.attack == name])
 
     def transferred(self, attack: str, source: str = "") -> pd.DataFrame:
-        """Records of images crafted on `source`, by default its dense network.
-
-        Of a model's own images these are its white-box records; empty where there are none.
-        """
+        """Records of images crafted on `source`, by default its dense network; of its own images
+        the white-box ones. Empty where there are none."""
         source = source or self.root
         if source == self.name:
             return self.attack(attack)
@@ -93,8 +91,8 @@ class Model:
 
 
 class Absent(NamedTuple):
-    """A part of the settings that has not been run, and the stage that makes it. kind: `model`,
-    `study` or `transfer` (to the model `name`, or where that is empty to all)."""
+    """What the settings declare and has not been run, and the stage that makes it. kind: `model`,
+    `study` or `transfer` (to the model `name`; empty: to all)."""
 
     kind: str
     name: str
@@ -149,8 +147,7 @@ class Run:
 
     @property
     def transfer_attacks(self) -> list[str]:
-        """The attacks whose images of dense networks and attackers are tried on all models, the
-        main one first."""
+        """The attacks whose images are tried on other models, the main one first."""
         return sorted(self.profile.suite.transfer, key=lambda name: name != self.main)
 
     @cached_property
@@ -256,8 +253,7 @@ class Run:
 
     @cached_property
     def swept(self) -> "Run":
-        """The same on the images of sweeps and compression curves, whose settings are compared
-        with models on the same images."""
+        """The same on the images that settings of sweeps and compression curves are attacked on."""
         n = self.profile.sweep_images
         if n is None:
             return self

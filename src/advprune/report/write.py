@@ -16,8 +16,7 @@ from advprune.report.sections.claims import outcomes
 
 
 def write_report(run: Run, folder: Path) -> None:
-    """Replace a report: report.html, report.md, figures/*.png, results.csv, params.yaml and, if
-    claims are known, claims.csv."""
+    """Replace a report: page, markdown, figures/*.png, results.csv, params.yaml, claims.csv."""
     with budgets_in(run.main_attack.norm), atomic(folder) as temporary:
         found = shown_sections(run)
         temporary.mkdir()

@@ -142,8 +142,7 @@ def gains(games: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def metrics(games: Games) -> dict[str, float | None]:
-    """Flat: mean rewards, and SAP's relative rewards under FGSM and in the worst case; None where
-    not defined."""
+    """Flat: mean rewards, and SAP's relative ones where compared; None where not defined."""
     found: dict[str, float] = {}
     for game, table in games.items():
         row: Any

@@ -8,9 +8,9 @@ file name. Studies whose comparisons could never be significant are refused befo
 import pkgutil
 from importlib import import_module
 
-from advprune.studies.base import Given, check_studies, run_study, settings_of
+from advprune.studies.base import Given, check_studies, reads_of, run_study, settings_of
 
 for _module in pkgutil.iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["Given", "check_studies", "run_study", "settings_of"]
+__all__ = ["Given", "check_studies", "reads_of", "run_study", "settings_of"]

@@ -1,6 +1,6 @@
 """The interface of a study: a registry, typed settings, and what a study starts from."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
@@ -38,10 +38,13 @@ class Given:
     parts: Parts  # where finished pieces are kept
     device: torch.device
 
-    @property
+    @cached_property
     def profile(self) -> Profile:
-        """The active profile's settings."""
-        return self.params.active()
+        """What this kind of study reads of the active profile: other fields are missing."""
+        whole = self.params.active().model_copy()
+        for field in {*Profile.model_fields} - reads_of(self.params, self.name):
+            del vars(whole)[field]
+        return whole
 
     @property
     def work(self) -> Work:
@@ -68,34 +71,43 @@ class Given:
 
 Study = Callable[[Any, Given], Tables]
 Refusals = Callable[[Params, dict[str, Any]], Iterator[str]]
-_REGISTRY: dict[str, tuple[type[Settings], Study, Refusals]] = {}
+_REGISTRY: dict[str, tuple[type[Settings], Study, Refusals, frozenset[str]]] = {}
 
 
 def study(
-    kind: str, settings: type[Settings], refusals: Refusals = lambda params, typed: iter(())
+    kind: str,
+    settings: type[Settings],
+    refusals: Refusals = lambda params, typed: iter(()),
+    *,
+    reads: Iterable[str] = (),
 ) -> Callable[[Study], Study]:
     """Register a kind of study.
 
+    reads: fields of the profile besides `batch`; a change of any other repeats no such study.
     refusals: says why the settings of all studies of this kind, by name, could show nothing; if
     there is a published gain, that is what they have to be able to show.
     """
 
     def register(function: Study) -> Study:
-        _REGISTRY[kind] = (settings, function, refusals)
+        _REGISTRY[kind] = (settings, function, refusals, frozenset(reads) | {"batch"})
         return function
 
     return register
 
 
+def reads_of(params: Params, name: str) -> frozenset[str]:
+    """The fields of the profile on which an entry of `studies` depends, besides its settings."""
+    return _REGISTRY[params.studies[name].study][3]
+
+
 def check_studies(params: Params) -> None:
     """Check the settings of all studies before anything is run. UserError where one is wrong, or
-    compares what it could never tell apart, with the number of images, batches or seeds that could.
-    A study that compares nothing may be of any size."""
+    compares what it could never tell apart, with the images, batches or seeds that could."""
     typed: dict[str, dict[str, Any]] = {kind: {} for kind in _REGISTRY}
     for name, entry in params.studies.items():
         known = settings_of(params, name)  # which refuses a kind that there is not
         typed[entry.study][name] = known
-    for kind, (_, _, refusals) in _REGISTRY.items():
+    for kind, (_, _, refusals, _) in _REGISTRY.items():
         for refusal in refusals(params, typed[kind]):
             raise UserError(refusal)
 
@@ -105,18 +117,15 @@ def smallest(is_enough: Callable[[int], bool]) -> int:
     return next(n for n in count(2) if is_enough(n))
 
 
-def images_at_most(params: Params, wanted: int | None = None) -> int | None:
-    """How many test images there are at most; None where the data set alone knows."""
+def too_few_images(
+    params: Params, least: Callable[[int], float], effect: float, wanted: int | None = None
+) -> tuple[int, int] | None:
+    """How many test images there are at most, and how many show an effect, by `least`, the smallest
+    that n show; None where the data set alone knows how many there are, or they are enough."""
     known = [n for n in (wanted, params.active().data.test_limit) if n is not None]
-    return min(known, default=None)
-
-
-def images_needed(images: int | None, least: Callable[[int], float], effect: float) -> int | None:
-    """How many test images show an effect, by `least`, the smallest that n show; None where it is
-    not known how many there are, or they are enough."""
-    if images is None or least(images) <= effect:
+    if not known or least(min(known)) <= effect:
         return None
-    return smallest(lambda n: least(n) <= effect)
+    return min(known), smallest(lambda n: least(n) <= effect)
 
 
 def settings_of(params: Params, name: str) -> Any:

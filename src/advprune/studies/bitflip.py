@@ -62,7 +62,7 @@ def underpowered(params: Params, typed: dict[str, BitFlipSettings]) -> Iterator[
         )
 
 
-@study("bitflip", BitFlipSettings, underpowered)
+@study("bitflip", BitFlipSettings, underpowered, reads=("flips", "model", "train"))
 def bitflips(entry: BitFlipSettings, given: Given) -> Tables:
     """Records (see `evaluate.flips`) of every variant on every batch; with more trainings each has
     batches of its own. UserError for a model of integers, one that draws at random, a target that

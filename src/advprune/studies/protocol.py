@@ -6,8 +6,7 @@ the backward rule and the draws per step (Athalye et al., ICML 2018, section 5.3
 Dhillon and Carlini, arXiv 2010.00071).
 """
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -26,12 +25,13 @@ from advprune.core.device import device_of, salted
 from advprune.core.params import Params
 from advprune.core.settings import Name, Settings
 from advprune.evaluate.craft import Work, at_budget, craft, rows
+from advprune.evaluate.protocol import ProtocolModel, pairs
 from advprune.evaluate.records import Scoring, answers
 from advprune.evaluate.statistics import ALPHA, smallest_difference
 from advprune.models.border import admitted
 from advprune.models.stochastic import is_randomized, undisturbed
 from advprune.pruning import prune
-from advprune.studies.base import Given, Tables, images_at_most, images_needed, study
+from advprune.studies.base import Given, Tables, study, too_few_images
 from advprune.training.inputs import Data, Pair
 
 SAP_GAIN = 0.122  # Dhillon et al. (2018), under one gradient step at 1/255
@@ -46,12 +46,6 @@ class Member(Settings):
     family: Name | None = None
     setting: Any = None
     adaptive: bool = False
-
-    @property
-    def is_published_sap(self) -> bool:
-        """Whether it is SAP as published, not the variant on the outputs of convolutions."""
-        on_convolutions = isinstance(self.setting, Mapping) and self.setting.get("where") == "conv"
-        return self.family == "SAP" and not on_convolutions
 
 
 class MemberSettings(Settings):
@@ -69,19 +63,18 @@ class MemberSettings(Settings):
 def underpowered(params: Params, typed: dict[str, MemberSettings]) -> Iterator[str]:
     """SAP beside its dense network, in the best case that no image is lost where some are gained;
     the budgets of an attack are corrected together."""
-    members: dict[str, list[Member]] = defaultdict(list)
-    for name, settings in typed.items():
-        members[params.studies[name].of] += settings.members.values()
-    is_compared = any(
-        any(one.family is None for one in own) and any(one.is_published_sap for one in own)
-        for own in members.values()
-    )
+    models = [
+        ProtocolModel(name, params.studies[key].of, one.family, one.setting, pd.DataFrame())
+        for key, settings in typed.items()
+        for name, one in settings.members.items()
+    ]
     chosen = params.active().protocol
-    tests, images = sum(eps > 0 for eps in chosen.eps), images_at_most(params, chosen.images)
-    if not (is_compared and tests):
+    tests = sum(eps > 0 for eps in chosen.eps)
+    if not (tests and any(pairs(models))):
         return
     least = partial(smallest_difference, 0, alpha=ALPHA / tests)
-    if enough := images_needed(images, least, SAP_GAIN):
+    if few := too_few_images(params, least, SAP_GAIN, chosen.images):
+        images, enough = few
         yield (
             f"protocol.images: {images} images at {tests} budgets cannot show the published gain "
             f"of {100 * SAP_GAIN:.1f} points (McNemar, Holm, 80 % power); {enough} images can, or "
@@ -89,7 +82,7 @@ def underpowered(params: Params, typed: dict[str, MemberSettings]) -> Iterator[s
         )
 
 
-@study("protocol", MemberSettings, underpowered)
+@study("protocol", MemberSettings, underpowered, reads=("protocol", "train"))
 def protocol(settings: MemberSettings, given: Given) -> Tables:
     """All members under the single-step, the iterative and the adaptive attacks."""
     chosen, members = given.profile.protocol, settings.members

@@ -27,7 +27,7 @@ from advprune.evaluate.statistics import ALPHA
 from advprune.evaluate.transfer import transfer_records
 from advprune.models.card import sparsity_of
 from advprune.pruning import Data, prune
-from advprune.studies.base import Given, Tables, attacked, images_at_most, images_needed, study
+from advprune.studies.base import Given, Tables, attacked, study, too_few_images
 from advprune.training.binary import binary_spec, train_binary
 from advprune.training.inputs import Inputs
 from advprune.training.networks import load_or_train, spec_for
@@ -82,7 +82,6 @@ class SeedsSettings(Settings):
 
 def underpowered(params: Params, typed: dict[str, SeedsSettings]) -> Iterator[str]:
     """In the best case all seeds agree; the points of a study are compared together."""
-    images = images_at_most(params)
     for name, settings in typed.items():
         chosen_attacks(params, name, params.studies[name].of, settings)
         points = len(settings.points)
@@ -91,7 +90,8 @@ def underpowered(params: Params, typed: dict[str, SeedsSettings]) -> Iterator[st
         if settings.seeds < 2:
             yield f"studies.{name}.seeds: points are compared over 2 seeds at least (got 1)"
         least = partial(smallest_mean_difference, alpha=ALPHA / points)
-        if enough := images_needed(images, least, EFFECT):
+        if few := too_few_images(params, least, EFFECT):
+            images, enough = few
             yield (
                 f"studies.{name}: {images} test images cannot show a difference of "
                 f"{100 * EFFECT:.0f} points for {points} points (Holm, 80 % power); {enough} "
@@ -99,7 +99,7 @@ def underpowered(params: Params, typed: dict[str, SeedsSettings]) -> Iterator[st
             )
 
 
-@study("seeds", SeedsSettings, underpowered)
+@study("seeds", SeedsSettings, underpowered, reads=("model", "train", "attacks", "suite"))
 def seeds(settings: SeedsSettings, given: Given) -> Tables:
     """Records of all networks under all attacks, and the history of the searches for tickets.
 

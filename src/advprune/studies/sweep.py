@@ -34,13 +34,16 @@ class SweepSettings(Settings):
                 yield f"points.{family}.{order}", family, value
 
 
-@study("sweep", SweepSettings)
+READS = ("sweep_images", "train", "attacks", "suite")  # of the profile
+
+
+@study("sweep", SweepSettings, reads=READS)
 def sweep(settings: SweepSettings, given: Given) -> Tables:
     """Every point under the attacks of the suite's table."""
     return {"records": _records(settings, given, given.profile.table(), {})}
 
 
-@study("compression", SweepSettings)
+@study("compression", SweepSettings, reads=READS)
 def compression(settings: SweepSettings, given: Given) -> Tables:
     """Every point under the main attack and on images crafted on its parent."""
     main, profile = given.params.attack.main, given.profile

@@ -244,8 +244,7 @@ def _unmet(run: Run, claim: Claim) -> str:
 
 
 def _regime(run: Run, claim: Claim, size: Mapping[str, int]) -> str:
-    """What it takes to refute a claim, and what the run has where that is less. size: of the test,
-    empty where there is none."""
+    """What it takes to refute a claim, and what the run has less; size: of the test, if any."""
     regime, profile = claim.regime, run.profile
     source = "small games" if claim.metric == "agents" else str(profile.data.source)
     network = profile.model.network

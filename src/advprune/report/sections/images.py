@@ -13,8 +13,8 @@ GREY = 128  # no change, in the pictures of the change
 
 @section("Images", order=120)
 def images(run: Run) -> Parts:
-    """Clean, attacked and the change of each of the first test images; none where the profile does
-    not show them, or the attacked ones were not kept (an evaluation of one network)."""
+    """Clean, attacked and the change of each of the first test images, where the profile shows them
+    and the attacked ones were kept."""
     for dense in run.roots if run.profile.show_images else ():
         path = run.folder / "runs" / run.params.profile / dense.name / "adversarial.safetensors"
         if not path.is_file():

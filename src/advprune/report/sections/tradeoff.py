@@ -14,10 +14,10 @@ def tradeoff(run: Run) -> Parts:
     if len(run.models) < 2:
         return
     table = results(run)
-    names: Row = {"size": "sparsity", "marker": "verdict", "label": "model"}
+    shape = ", the shape shows the verdict" * (table.verdict.nunique() > 1)
+    names: Row = {"size": "sparsity", "marker": "verdict", "label": "model", "hover": HOVER}
     yield Part(
         "Distance over clean accuracy",
-        "One marker per model; larger is sparser"
-        f"{', the shape shows the verdict' * (table.verdict.nunique() > 1)}.",
-        chart=Chart("tradeoff", "points", table, *AXES, hover=HOVER, **names),
+        f"One marker per model; larger is sparser{shape}.",
+        chart=Chart("tradeoff", "points", table, *AXES, **names),
     )
