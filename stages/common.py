@@ -161,9 +161,7 @@ class Workspace:
     @property
     def attacks(self) -> dict[str, Any]:
         """The attack settings in force, as plain values."""
-        kept = {"attacks", "suite", "curves", "batch"}
-        profile = self.profile.model_dump(mode="json", include=kept)
-        return {"attack": self.params.attack.model_dump(mode="json"), **profile}
+        return self.params.attacks_in_force()
 
 
 def script(command: Any, shared: bool = False) -> None:

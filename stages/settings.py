@@ -21,9 +21,13 @@ def settings(profile: ProfileOption = None) -> None:
     of the weights at `model.weights`. This stage always runs: what needs torch is done where
     settings have changed since the last time.
     """
+    from advprune.core.claims import FILE as CLAIMS
+    from advprune.core.claims import read_claims
     from advprune.core.errors import UserError
     from advprune.core.files import existing, read_json, sha256_of, write_json
 
+    if Path(CLAIMS).exists():  # in a project of one's own there are none
+        read_claims(Path(CLAIMS))
     workspace = Workspace.open(profile)
     params, active = workspace.params, workspace.profile
     checked, whole = workspace.place("data", "settings.json"), params.model_dump(mode="json")

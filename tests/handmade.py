@@ -61,7 +61,8 @@ def model(
     tables.append(records("curve_steps", hits(kept.get("field", N)), clean))
     entry = params.models.get(name)
     facts = {"bits": BITS.get(name, 32), "sparsity": 0.0, "prune_ratio": 0.0, "parameters": 1000}
-    facts |= {"setting": None, "twin_agreement": 1.0, "nonzero": 1000, "macs": 10}
+    made = params.setting(name) if entry or name in params.dense() else None
+    facts |= {"setting": made, "twin_agreement": 1.0, "nonzero": 1000, "macs": 10}
     return Model(
         name=name,
         family=params.family(name),

@@ -11,6 +11,7 @@ from scipy.stats import t as student
 from test_sections import flips, hits, networks, seeded, versus
 from workspace import ROOT
 
+from advprune.core.claims import METRICS as KNOWN
 from advprune.core.claims import Claim, read_claims
 from advprune.core.errors import UserError
 from advprune.core.params import load
@@ -167,7 +168,7 @@ def test_the_command_names_the_stages_of_a_claim():
     both = "attack_dense@standard study@flips-BNN_wide study@flips-RA_BNN"  # one is declared here
     assert command(run, flips, False) == f"{copied}dvc repro {both} && {LAST}"
     transfer = replace(run, absent=(Absent("transfer", "E-standard", "transfer"),))
-    matched = claim(**known, matched=True)
+    matched = claim(**known | {"metric": "transfer"}, matched=True)
     stages = "attack_dense@standard attack@E-standard"
     assert command(transfer, claim(**known), False) == f"{own}dvc repro {stages} && {LAST}"
     assert command(transfer, matched, True) == f"{own}dvc repro {stages} study@more && {LAST}"
@@ -216,6 +217,39 @@ def test_a_method_whose_own_criterion_is_not_met_is_not_refuted(needs, card, rea
     assert found.outcome == NOT_HERE and reason in found.reason
     met = {"ticket": {"kernel_distance": 0.2}, "parameters": 1001, "prune_ratio": 0.5}
     assert outcomes(against(2, 30, **met), claim(effect=0.1, needs=needs))[0].outcome == REFUTED
+
+
+def test_a_criterion_that_nothing_recorded_shows_is_not_met():
+    (found,) = outcomes(against(30, 2), claim(effect=0.1, needs={"larger_than": "nonsense"}))
+    assert found.outcome == NOT_HERE
+    assert found.reason == "whether it is larger than nonsense is not recorded"
+
+
+def test_a_budget_of_a_claim_on_the_leaderboard_is_looked_up():
+    params = settings()
+    both = model("dense-standard", params, {}), model("E-standard", params, {})
+    at = {"attack": "curve_eps", "effect": 0.1}
+    run = run_of([*both], params)
+    assert outcomes(run, claim(eps="eps/7", **at))[0].reason == (
+        "curve_eps at eps/7 was not run on E-standard"
+    )
+    (found,) = outcomes(run, claim(**at))
+    assert found.reason == "curve_eps has several budgets or numbers of steps"
+    (found,) = outcomes(run, claim(eps="eps", **at))
+    assert found.n == N and found.test is not None
+    (found,) = outcomes(run, claim(attack="field", eps="eps/4", effect=0.1))
+    assert found.reason == "field at eps/4 was not run on E-standard"
+
+
+def test_epochs_are_those_that_the_cards_say():
+    """Of the settings that made a model, whatever is said now; of a network by its history."""
+    regime = HERE | {"epochs": 99}
+    params = settings()
+    base = model("dense-standard", params, {"field": 2}, history=[{"epoch": 7}])
+    run = run_of([base, model("E-standard", params, {"field": 2})], params)
+    assert outcomes(run, claim(regime=regime, effect=0.1))[0].regime.endswith("; here epochs 7")
+    tuned = against(2, 2, setting={"finetune": {"epochs": 3}})
+    assert outcomes(tuned, claim(regime=regime, effect=0.1))[0].regime.endswith("; here epochs 3")
 
 
 def test_a_robust_accuracy_in_doubt_reproduces_nothing():
@@ -431,6 +465,17 @@ def written(folder, text):
         ("claims: {a:", "claim: {a:", "every paper is a mapping that holds `claims`"),
         ("- {", "- {{", "is not valid YAML"),
         ("paper: P", "paper: P, paper: Q", "is not valid YAML"),
+        ("attacked", "luck", "a: no metric 'luck'; known: clean, robust"),
+        ("attacked", "distance, study: seeds", "metric distance is of the leaderboard alone"),
+        ("attacked", "robust, study: protocol", "robust takes study: seeds, or none"),
+        ("attacked", "transfer, study: protocol", "transfer takes study: seeds, or none"),
+        ("attacked", "attacked, study: seeds", "attacked takes study: protocol, or none"),
+        ("attacked", "last_grows, study: seeds", "last_grows is of the leaderboard alone"),
+        ("attacked", "robust, attack: square", "a: attack: metric robust does not read it; leave"),
+        ("attacked", "transfer, study: seeds, attack: x", "attack: .* does not read it over seeds"),
+        ("attacked", "attacked, eps: abc", "a: .*write a number or a fraction such as 8/255"),
+        ("attacked", "attacked, eps: 0/255", "a: eps: write a budget such as eps/8"),
+        ("dense-standard", "E-standard", "a: model and control are the same"),
     ],
 )
 def test_wrong_entries_are_refused(tmp_path, old, new, message):
@@ -445,15 +490,17 @@ def test_an_entry_adds_to_its_paper_and_other_wrong_files_are_refused(tmp_path):
         read_claims(tmp_path / "none.yaml")
     with pytest.raises(UserError, match="two claims are called 'a'"):
         written(tmp_path, ONE + ONE)
-    with pytest.raises(UserError, match="c: no metric 'luck'; known: clean, robust"):
-        outcomes(against(2, 2), claim(metric="luck", effect=0.1))
+    with pytest.raises(UserError, match="model and control are the same"):
+        written(tmp_path, ONE.replace("dense-", "E-").replace("attacked", "flips"))
+    same = ONE.replace("dense-", "E-").replace("attacked", "flips, variant: random")
+    assert written(tmp_path, same)[0].control == "E-standard"
 
 
 def test_the_settings_that_a_claim_names_declare_what_it_needs():
     found = read_claims(ROOT / "claims.yaml")
     papers = ("nn-prune", "GAP", "SAP", "SAP on agents", "BFA", "RA-BNN", "AWT", "HYDRA")
     assert {one.paper for one in found} == {*papers}
-    assert all(one.metric in METRICS for one in found)
+    assert {one.metric for one in found} <= {*METRICS} == {*KNOWN}
     files = {name: load(ROOT / name) for name in {one.params for one in found if not one.run}}
     for one in found:
         assert one.run or all(stages_of(files[one.params], one).values()), one.id

@@ -23,6 +23,7 @@ from dvc.repo import Repo
 from ruamel.yaml import YAML
 
 from advprune.core import params
+from advprune.report.sections.strength import MEASURED
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src"
@@ -207,6 +208,12 @@ def test_each_stage_depends_on_its_own_settings_alone(stages, settings):
     assert tracked(stages["summarize"]) == set()  # all of them are in settings.json
     for name, stage in stages.items():
         assert not tracked(stage) & {"prune", "studies", "profiles"}, name
+
+
+def test_the_report_depends_on_every_measurement_of_strength(stages):
+    """It reads whatever there is of that name."""
+    there = {path.relative_to(ROOT).as_posix() for path in ROOT.glob(MEASURED)}
+    assert there and there <= {getattr(dep, "def_path", "") for dep in stages["summarize"].deps}
 
 
 def test_models_are_named_and_the_best_is_the_best():

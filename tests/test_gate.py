@@ -158,6 +158,10 @@ def test_other_settings_of_the_measurement_are_red():
     before, after = (run_of(model("A"), model("B", suite=more)) for more in (None, []))
     failures = judge(revision_of(results(before)), revision_of(results(after))).failures
     assert failures[-1] == "B-standard went without square (--allow settings)."
+    alone = replace(before, models=[replace(one, transfers={}) for one in before.models])
+    failures = judge(revision_of(results(before)), revision_of(results(alone))).failures
+    without = [f"{name}-standard went without transfer (--allow settings)." for name in "AB"]
+    assert failures[-2:] == without
 
 
 @pytest.mark.parametrize(
@@ -320,7 +324,9 @@ def record(*models):
     for one in whole.models:
         folder = Path("runs/digits", one.name)
         folder.mkdir(parents=True)
-        (folder / "model.json").write_text(json.dumps(one.card))
+        made = whole.params.setting(one.name)
+        card = one.card | {"setting": made.model_dump() if one.is_dense else made}
+        (folder / "model.json").write_text(json.dumps(card))
         one.records.to_parquet(folder / "records.parquet")
         one.layers.to_parquet(folder / "layers.parquet")
         tables += [
@@ -474,6 +480,23 @@ def test_results_and_metrics_are_plain_files(repository, run, place):
         status, out, err = run("gate", "--base", "main")
         assert (status, out) == (2, "")
         assert err == f"error: {place} is no plain file; run `dvc repro`\n"
+
+
+def test_settings_that_the_report_does_not_hold_are_red(repository, run):
+    """prune.A is edited and nothing is run again; of another profile nothing is asked."""
+    chosen = Path("params.yaml").read_text()
+    assert "  A: 1\n" in chosen
+    Path("params.yaml").write_text(chosen.replace("  A: 1\n", "  A: 3\n"))
+    status, out, _ = run("gate", "--base", "main")
+    told = "params.yaml holds other settings than reports/digits/params.yaml; run `dvc repro`"
+    assert status == 1 and f"- ✗ {told} (--allow settings).\n" in out
+    assert run("gate", "--base", "main", "--allow", "settings")[0] == 0
+    record(standing("A"), standing("B"))
+    status, _, err = run("gate", "--recompute")
+    assert status == 2 and err == (
+        "left out, as made by other settings: A-standard\n"
+        "error: --recompute needs a whole run: run `dvc repro attack@A-standard`\n"
+    )
 
 
 def test_results_that_the_records_do_not_show_are_red(repository, run):

@@ -172,7 +172,8 @@ def test_what_is_swept_is_set_beside_the_same_images():
 
 def dense_alone(folder):
     """The files of a run in which only the dense network was attacked; returns its folder."""
-    place, dense = folder / "runs" / "digits" / "dense-standard", model("dense")
+    place = folder / "runs" / "digits" / "dense-standard"
+    dense = model("dense", setting={"method": "standard"})
     (place / "model.json").parent.mkdir(parents=True)
     (place / "model.json").write_text(json.dumps(dense.card))
     for table, name in ((dense.records, "records"), (dense.layers, "layers")):
@@ -226,6 +227,57 @@ def test_a_partial_run_names_what_was_not_run_and_the_stage_that_makes_it(tmp_pa
     text = terminal("digits", folder=tmp_path / "reports")
     assert f"n = {N}" in text and "Not run: A-standard, dense-robust, B." in text
     assert set(revision_of(read("digits", tmp_path / "reports")).results) == {"dense-standard"}
+
+
+def files_of(folder, one):
+    """The files of a model of a run."""
+    place = folder / "runs" / "digits" / one.name
+    place.mkdir(parents=True)
+    (place / "model.json").write_text(json.dumps(one.card))
+    one.records.to_parquet(place / "records.parquet")
+    one.layers.to_parquet(place / "layers.parquet")
+
+
+def test_what_other_settings_made_is_not_reported(tmp_path, capsys):
+    """A is made by prune.A: 1, Q from A; the sweep's points are 1 and 2."""
+    dense_alone(tmp_path)
+    for one in (model("A"), model("Q", setting={})):
+        files_of(tmp_path, one)
+    table = pd.concat([point(0), point(1)], ignore_index=True).assign(family="A")
+    (tmp_path / "records/digits/sweep").mkdir(parents=True)
+    table.to_parquet(tmp_path / "records/digits/sweep/records.parquet")
+    images = torch.zeros(N, 1, 8, 8, dtype=torch.uint8), torch.zeros(N).long()
+    (tmp_path / "data/digits").mkdir(parents=True)
+    save_split(Split(*images, tuple("abcd"), "p"), tmp_path / "data/digits/test.safetensors")
+    sweep = {"study": "sweep", "of": "dense-standard", "points": {"A": [1, 2.0]}}
+    made = {"do": "prune", "by": "prune.A", "of": "dense-standard"}
+    child = {"do": "prune", "by": "prune.Q", "of": "A-standard"}
+    known = {"models": {"A-standard": made, "Q-standard": child}, "studies": {"sweep": sweep}}
+    known |= {"recipes": {"standard": {}}, "prune": {"A": 1, "Q": {"family": "A"}}}
+
+    def names(**changes):
+        run = read_run(settings(**known | changes), tmp_path)
+        lacking = [one.name for one in run.absent if one.kind != "transfer"]
+        assert capsys.readouterr().err == (
+            f"left out, as made by other settings: {', '.join(lacking)}\n" if lacking else ""
+        )
+        return lacking
+
+    assert names() == []
+    assert names(prune=known["prune"] | {"A": 1.5}) == ["A-standard", "Q-standard"]
+    assert names(studies={"sweep": sweep | {"points": {"A": [1, 3]}}}) == ["sweep"]
+    noted = tmp_path / "data/digits/attacks.json"
+    noted.write_text(json.dumps(settings(**known).attacks_in_force()))
+    assert names() == []
+    own = settings().model_dump(exclude_unset=True)
+    with pytest.raises(UserError, match="holds other attacks than the settings; run"):
+        names(suite=own["suite"] | {"binary": []})
+    noted.unlink()
+    faster = own["attacks"] | {"main": own["attacks"]["main"] | {"steps": 20}}
+    with pytest.raises(UserError, match="other settings made dense-standard, A-standard, Q-stand"):
+        names(attacks=faster)
+    with pytest.raises(UserError, match="; other settings made dense-standard"):
+        names(recipes={"standard": {"method": "pgd"}})
 
 
 # --- charts --------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -13,11 +13,39 @@ from advprune.core.settings import (
     Settings,
     parse,
     parse_fraction,
+    relative,
     text_of,
     yaml_of,
 )
 
 FILE = "claims.yaml"
+
+
+class Reads(NamedTuple):
+    """What a metric reads of a claim (`report.claim_metrics`).
+
+    studies: whose models or points it compares, besides models of the leaderboard. keys: of a
+    claim that is not over seeds. alone: whether a model may be its own control.
+    """
+
+    studies: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    alone: bool = False
+
+
+METRICS = {
+    "clean": Reads(("seeds",)),
+    "robust": Reads(("seeds",)),
+    "distance": Reads(),
+    "attacked": Reads(("protocol",), ("attack", "eps")),
+    "transfer": Reads(("seeds",), ("attack", "matched")),
+    "flips": Reads((), ("factor", "variant"), alone=True),
+    "calibration": Reads(("protocol",), ("attack", "eps")),
+    "transfer_back": Reads((), ("attack",)),
+    "agents": Reads((), ("attack",)),
+    **dict.fromkeys(("input_changes", "last_grows", "stage_spreads"), Reads(alone=True)),
+}
+OPTIONS = ("attack", "eps", "matched", "factor", "variant")  # keys that some metrics read
 Expected = Literal["higher", "lower", "equal", "no higher"]
 Amount = Annotated[float, BeforeValidator(parse_fraction), Field(gt=0)]
 
@@ -66,7 +94,7 @@ class Claim(Settings):
     """A published sentence and its test.
 
     paper, source: of the claim; where: the place in it. claim: the sentence in our words.
-    published: its figures. metric: a key of `report.claim_metrics.METRICS`. model, control: of the
+    published: its figures. metric: a key of `METRICS`. model, control: of the
     leaderboard, or of a study of the kind `study`. expect: how the model compares with the control.
     effect: the least difference that counts, of higher and lower; margin: the most that is none, of
     equal and no higher (accuracy as a fraction, distance in pixels, flips in bits). attack, eps,
@@ -114,6 +142,27 @@ class Claim(Settings):
         known, other = ("effect", "margin") if self.is_difference else ("margin", "effect")
         if getattr(self, known) is None or getattr(self, other) is not None:
             raise ValueError(f"expect: {self.expect} takes {known}, not {other}")
+        return self
+
+    @model_validator(mode="after")
+    def _metric_reads_what_is_said(self) -> "Claim":
+        name, reads = self.metric, METRICS.get(self.metric)
+        if reads is None:
+            raise ValueError(f"no metric {name!r}; known: {', '.join(METRICS)}")
+        if self.study not in (None, *reads.studies):
+            known = " or ".join(reads.studies)
+            allowed = f"takes study: {known}, or none" if known else "is of the leaderboard alone"
+            raise ValueError(f"study: {self.study}: metric {name} {allowed}")
+        given = {
+            key for key in OPTIONS if getattr(self, key) != type(self).model_fields[key].default
+        }
+        for key in sorted(given - {*(() if self.study == "seeds" else reads.keys)}):
+            over = " over seeds" if self.study == "seeds" and key in reads.keys else ""
+            raise ValueError(f"{key}: metric {name} does not read it{over}; leave it out")
+        if self.eps is not None and not parse_fraction(relative(self.eps, 1.0)) > 0:
+            raise ValueError("eps: write a budget such as eps/8 or 8/255")
+        if self.model == self.control and not (reads.alone and (given or not reads.keys)):
+            raise ValueError("model and control are the same")
         return self
 
 

@@ -165,6 +165,13 @@ class Params(Settings):
         """The settings of the chosen profile: shared ones and its own, budgets as numbers."""
         return self._active
 
+    def attacks_in_force(self) -> dict[str, Any]:
+        """What models are attacked with, budgets as numbers, as data/<profile>/attacks.json holds
+        it (stage settings)."""
+        kept = {"attacks", "suite", "curves", "batch"}
+        profile = self.active().model_dump(mode="json", include=kept)
+        return {"attack": self.attack.model_dump(mode="json"), **profile}
+
     @cached_property
     def _active(self) -> Profile:
         shared = {name: getattr(self, name) for name in SHARED}

@@ -53,7 +53,8 @@ def distance(run: Run, claim: Claim) -> Compared:
 
 
 def attacked(run: Run, claim: Claim) -> Compared:
-    """Accuracy under `attack` alone, of a model of the protocol at the budget `eps`."""
+    """Accuracy under `attack` alone, at the budget `eps`; of a model of the protocol, by default at
+    the largest."""
     first, second = _attacked(run, claim)
     return compare(first, second, margin=claim.counts)
 
@@ -180,7 +181,13 @@ def _attacked(run: Run, claim: Claim) -> list[pd.DataFrame]:
     name, tables = claim.attack or run.main, []
     for one in arms(run, claim):
         if isinstance(one, Model):
-            tables.append(one.attack(name))
+            table = one.attack(name)
+            if claim.eps:
+                at = parse_fraction(relative(claim.eps, run.profile.eps))
+                table = table[[isclose(eps, at, rel_tol=1e-6) for eps in table.eps]]
+            if not table["index"].is_unique:  # of a curve
+                raise Missing(NOT_RUN, f"{name} has several budgets or numbers of steps")
+            tables.append(table)
         else:
             found = one.over_budgets(name)
             known = relative(claim.eps, run.profile.eps) if claim.eps else max(found, default=0)

@@ -4,7 +4,8 @@ A model fails where its robust accuracy is significantly lower than before: by M
 on the same images, or by Fisher's exact test on the two counts where the images differ; or where
 its distances are significantly smaller on the same images (Wilcoxon's signed-rank test). p-values
 are corrected for all these tests together (Holm). A verdict may not get worse or be unknown, a
-model may not vanish, and images and settings may not change, unless that is allowed by name.
+model may not vanish, and images and settings may not change, nor be others than those of the
+committed report, unless that is allowed by name.
 With a margin, a model passes only where a larger loss is ruled out (`report.margin`). Numbers of a
 model in doubt are upper bounds: for one that can be trusted now it is no fall to be lower than they
 were, and one that is in doubt now keeps no margin.
@@ -27,7 +28,15 @@ from advprune.report import formats
 from advprune.report.formats import listed, p_text, percent
 from advprune.report.margin import Rules, least, loss, nearer
 from advprune.report.results import ATTACK, OUTCOMES
-from advprune.report.revision import ModelResult, Revision, Tree, differences, git, recomputed
+from advprune.report.revision import (
+    TRANSFER,
+    ModelResult,
+    Revision,
+    Tree,
+    differences,
+    git,
+    recomputed,
+)
 from advprune.report.tables import jointly
 
 RANK = list(LEVELS.values())  # from the best to the worst
@@ -125,6 +134,9 @@ def judge_trees(
         judged = judge(there.revision(name) or Revision({}), after or Revision({}), rules, order)
         needed = recompute and name not in rules.allow  # records that show what it has
         why = ""
+        if name == active and SETTINGS not in rules.allow and here.is_reported_otherwise(params):
+            what = f"{FILE} holds other settings than reports/{active}/{FILE}; run `dvc repro`"
+            judged = replace(judged, failures=[*judged.failures, f"{what} (--allow {SETTINGS})."])
         if needed and name == active and there.paths:
             known = yaml_of(git("show", f"{there.commit}:./{FILE}"), there.where + FILE)
             if isinstance(known, Mapping) and known.get("profile", active) != active:
@@ -268,5 +280,6 @@ def _changes(rows: list[Row], before: Revision, after: Revision) -> Iterator[tup
     if names := [quoted(row.name) for row, a, b in both if a.budget != b.budget]:
         yield SETTINGS, f"Attacked otherwise: {listed(names)}"
     for row, a, b in both:
-        if gone := [quoted(one.removeprefix(ATTACK)) for one in sorted(a.attacks - b.attacks)]:
+        lost = (one.removeprefix(ATTACK) for one in sorted(a.attacks - b.attacks))
+        if gone := [quoted("transfer" if one == TRANSFER else one) for one in lost]:
             yield SETTINGS, f"{quoted(row.name)} went without {listed(gone)}"

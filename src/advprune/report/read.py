@@ -1,5 +1,6 @@
 """Reading a run from its files. A damaged file is refused, with the command that mends it."""
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from advprune.core.files import read_json
 from advprune.core.params import DENSE, Params
 from advprune.core.profile import PROBES
 from advprune.data.split import read_split
+from advprune.report.current import check_attacks, model_is_current, study_is_current
 from advprune.report.run import Absent, Model, Run, Transfers, in_order
 
 ANSWERS = ("index", "label", "clean_pred", "adv_pred")
@@ -33,15 +35,22 @@ CARD = ("bits", "parameters", "setting", "sparsity", "twin_agreement")
 
 
 def read_run(params: Params, folder: Path = Path()) -> Run:
-    """Read all models and studies of the settings that have been run; `Run.absent` names the rest.
+    """Read all models and studies of the settings that have been run; `Run.absent` names the rest,
+    and what other settings made.
 
-    UserError where no dense network was attacked, or a file is damaged or missing beside others.
+    UserError where no dense network was attacked, the attacks are others now, or a file is damaged
+    or missing beside others.
     """
+    check_attacks(params, folder)
     records, runs = (folder / kind / params.profile for kind in ("records", "runs"))
-    attacked = [n for n in params.leaderboard() if (runs / n / "records.parquet").exists()]
+    there = {n: runs / n / "records.parquet" for n in params.leaderboard()}
+    found = {name: records_of(path) for name, path in there.items() if path.exists()}
+    attacked = [n for n, table in found.items() if model_is_current(params, runs, n, table)]
+    others = [name for name in found if name not in attacked]  # made by other settings
     names = [name for name in attacked if params.root(name) in attacked]
     if not names:
-        raise UserError(f"no dense network has a records.parquet in {runs}; run `dvc repro`")
+        why = f"; other settings made {', '.join(others)}" if others else ""
+        raise UserError(f"no dense network has a records.parquet in {runs}{why}; run `dvc repro`")
     stages = {name: f"attack@{name}" for name in params.models}
     stages |= {f"{DENSE}-{recipe}": f"attack_dense@{recipe}" for recipe in params.recipes}
     absent = [
@@ -69,10 +78,17 @@ def read_run(params: Params, folder: Path = Path()) -> Run:
         if study.of in lost or not path.exists():
             absent.append(Absent("study", name, lost.get(study.of, f"study@{name}")))
             continue
-        studies[name] = _checked(_frame(path), path, COLUMNS.get(study.study, ()))
+        table = _checked(_frame(path), path, COLUMNS.get(study.study, ()))
+        if not study_is_current(params.active(), study, table):
+            absent.append(Absent("study", name, f"study@{name}"))
+            others.append(name)
+            continue
+        studies[name] = table
         for more in (records / name).glob("*.parquet"):
             if more != path:  # what else a study recorded: `<name>.history`
                 studies[f"{name}.{more.stem}"] = _frame(more)
+    if others:
+        print(f"left out, as made by other settings: {', '.join(others)}", file=sys.stderr)
     test = read_split(folder / "data" / params.profile / "test.safetensors")
     return Run(
         params=params,

@@ -16,7 +16,7 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 from advprune.core.errors import UserError
-from advprune.core.params import Params
+from advprune.core.params import FILE, Params
 from advprune.core.settings import yaml_of
 from advprune.evaluate.statistics import Rate, rate
 from advprune.evaluate.verdict import RELIABLE
@@ -26,6 +26,7 @@ from advprune.report.results import ATTACK, RESULTS, metrics_of, read_results, r
 from advprune.report.run import NOT_RUN
 
 FOLDERS = ("reports", "metrics")
+TRANSFER = "transfer_accuracy"  # empty of a run without the stage transfer
 ROUNDING = 1e-4  # of most columns, to four digits
 
 
@@ -35,7 +36,7 @@ class ModelResult:
 
     robust: bool `[n]`, whether no attack fools the model; distances: `[n]`, 0 where the clean image
     is misclassified. images: fingerprint of the test images. attacks: those that were run on the
-    model. budget: the main attack, its norm and eps.
+    model, by their columns, and `TRANSFER`. budget: the main attack, its norm and eps.
     """
 
     robust: np.ndarray
@@ -75,7 +76,8 @@ class Revision:
 
 def revision_of(table: pd.DataFrame, settings: Any = None) -> Revision:
     """A revision from its results (`results`, `read_results`), without models that were not run."""
-    found, tried = {}, table.columns[table.columns.str.startswith(ATTACK)]
+    found = {}
+    tried = [name for name in table if name == TRANSFER or name.startswith(ATTACK)]
     for row in table[table.verdict != NOT_RUN].to_dict("records"):
         robust = np.array(list(row["robust_images"])) == "1"
         far = distances(row)
@@ -182,6 +184,11 @@ class Tree:
             return Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot read {path}: {error}") from error
+
+    def is_reported_otherwise(self, params: Params) -> bool:
+        """Whether the settings beside the active profile's report are others than `params`."""
+        text = self.read(place := f"reports/{params.profile}/{FILE}")
+        return text is not None and yaml_of(text, place) != yaml_of(settings_of(params), FILE)
 
     def results(self, profile: str) -> str | None:
         """The text of a profile's results.csv."""

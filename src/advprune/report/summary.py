@@ -177,9 +177,15 @@ def _uncounted(run: Run, bounds: Mapping[Model, Compared], higher: str, lower: s
     with."""
     own = [model for model, test in bounds.items() if test.direction > 0]
     others = [model for model in bounds if model not in own]
+    far = "distances are only upper bounds", "robust accuracy is only an upper bound"
+    whose = f"{'its' if len(own) == 1 else 'their'} {far[higher != 'larger']}"
     return "".join(
-        f"; not counted as {word}: {_these(run, models)}, {why} upper bound"
-        for word, models, why in ((higher, own, "an"), (lower, others, "compared with an"))
+        f"; {_named(run, models) or counted(len(models), 'model')} also "
+        f"appear{'s' * (len(models) == 1)} {word}, but {why}"
+        for word, models, why in (
+            (higher, own, whose),
+            (lower, others, "compared with an upper bound only"),
+        )
         if models
     )
 

@@ -14,8 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from advprune.core.claims import FILE, Claim
-from advprune.core.errors import UserError
+from advprune.core.claims import Claim
 from advprune.core.networks import is_library
 from advprune.core.train_settings import FineTuneSettings
 from advprune.evaluate.compare import ALPHA, AT_CHANCE, LOWER_CLEAN, Compared, Comparison, holm
@@ -68,10 +67,10 @@ def claims(run: Run) -> Parts:
         f"control. {explained(f'all {tests} tested claims')} Where no difference is claimed, p is "
         "that of an equivalence test. Threshold: the smallest difference that supports the "
         "claim, or the largest that is still equivalent. Refuted: the interval excludes the claim, "
-        "in its regime and with the method's own criteria met. Regime: what that takes at least, "
-        f"and what is less here; tests that reach it: {reached}. A command writes its report over "
-        "this one, corrected for the claims that it tests; git restores what was "
-        "committed. Sources: docs/published.md.",
+        "in its regime and with the method's own criteria met. Regime: the least that a run needs "
+        f"to refute the claim, and where this run has less. {reached} of {tests} tests meet it. "
+        "Running a command replaces this report by one whose p-values are corrected for fewer "
+        "claims; git checkout reports metrics brings this one back. Sources: docs/published.md.",
         outcomes(run).drop(columns="id"),
     )
 
@@ -93,13 +92,10 @@ def outcomes(run: Run) -> pd.DataFrame:
 
 @cache
 def judged(run: Run) -> list[Judged]:
-    """All claims in order, each with its outcome; UserError where a metric is unknown."""
+    """All claims in order, each with its outcome."""
     found: dict[str, Judged] = {}
     tests: dict[str, Compared] = {}
     for claim in run.claims:
-        if claim.metric not in METRICS:
-            known = ", ".join(METRICS)
-            raise UserError(f"{FILE}: {claim.id}: no metric {claim.metric!r}; known: {known}")
         size, outcome = {}, NOT_HERE
         try:
             test = METRICS[claim.metric](run, claim)
@@ -204,11 +200,11 @@ def _unbelieved(run: Run, claim: Claim, test: Compared) -> str:
 
 
 def _unmet(run: Run, claim: Claim) -> str:
-    """Which of the method's own criteria is not met; empty if none."""
-    needs, model = claim.needs, run.by_name.get(claim.model)
+    """Which of the method's own criteria is not met, or not recorded; empty if none."""
+    needs, model = claim.needs, None if claim.study else run.by_name.get(claim.model)
     if (most := needs.kernel_distance) is not None:
         ends = []  # of the search for a ticket, by the model's card or by the mean over seeds
-        if model and claim.study is None:
+        if model:
             ends = [(model.card.get("ticket") or {}).get("kernel_distance")]
         for name in run.studies_of("seeds") if claim.study else ():
             table = run.studies.get(f"{name}.history", pd.DataFrame())
@@ -219,10 +215,16 @@ def _unmet(run: Run, claim: Claim) -> str:
         if far is None or far > most:
             end = "is not recorded" if far is None else f"{far:.2f}, above {most:g}"
             return f"search did not converge: kernel distance {end}"
-    if model and needs.changed is not None and model.card["prune_ratio"] < needs.changed:
-        share, least = model.card["prune_ratio"], needs.changed
-        return f"it changes {100 * share:.3g} % of the weights, and needs {100 * least:.3g} %"
-    if model and (base := run.by_name.get(needs.larger_than or "")):
+    if needs.changed is not None:
+        share, least = model.card["prune_ratio"] if model else None, needs.changed
+        if share is None:
+            return "the share of the weights that it changes is not recorded"
+        if share < least:
+            return f"it changes {100 * share:.3g} % of the weights, and needs {100 * least:.3g} %"
+    if needs.larger_than is not None:
+        base = run.by_name.get(needs.larger_than)
+        if model is None or base is None:
+            return f"whether it is larger than {needs.larger_than} is not recorded"
         ours, theirs = (one.card["parameters"] for one in (model, base))
         if ours <= theirs:
             return f"not larger than {base.name}: {ours:,} parameters of {theirs:,}"
@@ -232,6 +234,8 @@ def _unmet(run: Run, claim: Claim) -> str:
         else:
             points = [points_of(run, name) for name in run.studies_of("seeds")]
             found = [(some[0], one) for some in points for one in some if one.name == claim.model]
+            if claim.study != "seeds" or not found:
+                return "the clean accuracy of its parent is not recorded"
             both = [one.mean("clean").value for one in found[0]]
         dense, own = both
         if dense - own > needs.clean_loss:
@@ -248,17 +252,25 @@ def _regime(run: Run, claim: Claim, size: Mapping[str, int]) -> str:
     less += [network] if regime.networks and network not in regime.networks else []
     own = {"width": profile.model.width if is_library(network) else regime.width}
     if size and regime.epochs:  # of training after the dense network's, else of that
-        setting, name, models = None, claim.model, run.params.models
+        setting, name, models, trained = None, claim.model, run.params.models, 0
         if claim.study is None:
-            while not _epochs(setting := run.params.setting(name)) and name in models:
+            while not _epochs(setting := _setting(run, name)) and name in models:
                 name = models[name].of
+            history = run.by_name[name].card.get("history") if name in run.by_name else None
+            trained = int(history[-1]["epoch"]) if history else 0  # 0 of weights that were given
         for study in run.studies_of("seeds").values() if claim.study == "seeds" else ():
             if point := study.settings["points"].get(claim.model):
                 setting = point["setting"]
-        own["epochs"] = _epochs(setting) or profile.train.epochs
+        own["epochs"] = _epochs(setting) or trained or profile.train.epochs
     own |= size
     less += [f"{key} {own[key]:,}" for key in own if own[key] < getattr(regime, key)]
     return regime.asked + (f"; here {', '.join(less)}" if less else REACHED if size else "")
+
+
+def _setting(run: Run, name: str) -> Any:
+    """What a model was made by: of its card, where it is on the leaderboard of the run."""
+    model = run.by_name.get(name)
+    return model.card["setting"] if model else run.params.setting(name)
 
 
 def _epochs(setting: Any) -> int:

@@ -8,7 +8,7 @@ import pandas as pd
 from advprune.report.formats import NOTHING, counted
 from advprune.report.section import Part, Parts, Run, section
 
-MEASURED = "bench/strength*.json"  # one file per profile
+MEASURED = "bench/strength*.json"  # one file per profile, on each of which summarize depends
 GOAL = 0.003  # share of the images that the suite may leave more than AutoAttack
 
 
