@@ -144,14 +144,7 @@ def audit(
         )
         spec = None
     faults += _faults(ordered, wanted, spec is not None)
-    counted = []
-    for name, tensor in ordered.items():
-        learned = isinstance(wanted.get(name), nn.Parameter)
-        if learned or name.rpartition(".")[2] in ("weight", "bias"):
-            # As float64: the magnitude of the smallest int8 is no int8.
-            sizes = (tensor if tensor.is_complex() else tensor.double()).abs()
-            shape, zeros = tuple(tensor.shape), int((sizes <= tolerance).sum())
-            counted.append(Layer(name, shape, dtype_name(tensor), zeros, tensor.numel()))
+    counted = list(_counted(ordered, wanted, tolerance))
     if spec and network:
         kinds = (*WEIGHTED, *TRANSPOSED, QuantizedLayer)
         mapping = {f"{n}.weight" for n, m in network.named_modules() if isinstance(m, kinds)}
@@ -162,6 +155,17 @@ def audit(
     notes = [*found.notes, *_notes(ordered, layers, spec, source)]
     source = source if spec else "none"
     return Audit(spec, source, layers, found.tensors, *_sums(counted), tuple(faults), tuple(notes))
+
+
+def _counted(tensors: Tensors, wanted: Tensors, tolerance: float) -> Iterator[Layer]:
+    """What is learned, and what is named like that, with its zeros."""
+    for name, tensor in tensors.items():
+        learned = isinstance(wanted.get(name), nn.Parameter)
+        if learned or name.rpartition(".")[2] in ("weight", "bias"):
+            # As float64: the magnitude of the smallest int8 is no int8.
+            sizes = (tensor if tensor.is_complex() else tensor.double()).abs()
+            shape, zeros = tuple(tensor.shape), int((sizes <= tolerance).sum())
+            yield Layer(name, shape, dtype_name(tensor), zeros, tensor.numel())
 
 
 def _faults(tensors: Tensors, wanted: Tensors, fits: bool) -> Iterator[str]:

@@ -59,13 +59,8 @@ def read_run(params: Params, folder: Path = Path()) -> Run:
         for one in params.leaderboard()
         if one not in names
     ]
-    path = records / "transfer.parquet"
-    table = _frame(path) if path.exists() else pd.DataFrame()
-    transfers: dict[str, Transfers] = {}  # by target, and then by (source, attack)
-    if len(table):
-        _checked(table, path, COLUMNS["transfer"])
-        for (target, *source), part in table.groupby(["target", "source", "attack"], sort=False):
-            transfers.setdefault(str(target), {})[str(source[0]), str(source[1])] = in_order(part)
+    transfers = read_transfers(records / "transfer.parquet")
+    if transfers:
         lacking = [one for one in (*names, *params.attackers()) if one not in transfers]
     else:  # of a single network there is none
         lacking = [""] if len(names) + len(absent) + len(params.attackers()) > 1 else []
@@ -103,6 +98,16 @@ def read_run(params: Params, folder: Path = Path()) -> Run:
         claims=read_claims(folder / FILE) if (folder / FILE).exists() else (),
         absent=tuple(absent),
     )
+
+
+def read_transfers(path: Path) -> dict[str, Transfers]:
+    """The records of models on others' images, by target; none where there is no such file."""
+    table, found = _frame(path) if path.exists() else pd.DataFrame(), dict[str, Transfers]()
+    if len(table):
+        _checked(table, path, COLUMNS["transfer"])
+        for (target, *source), part in table.groupby(["target", "source", "attack"], sort=False):
+            found.setdefault(str(target), {})[str(source[0]), str(source[1])] = in_order(part)
+    return found
 
 
 def read_model(params: Params, folder: Path, transfers: Transfers) -> Model:

@@ -77,7 +77,7 @@ class Revision:
 def revision_of(table: pd.DataFrame, settings: Any = None) -> Revision:
     """A revision from its results (`results`, `read_results`), without models that were not run."""
     found = {}
-    tried = [name for name in table if name == TRANSFER or name.startswith(ATTACK)]
+    tried = [name for name in map(str, table) if name == TRANSFER or name.startswith(ATTACK)]
     for row in table[table.verdict != NOT_RUN].to_dict("records"):
         robust = np.array(list(row["robust_images"])) == "1"
         far = distances(row)
