@@ -65,30 +65,26 @@ def read_run(params: Params, folder: Path = Path()) -> Run:
     else:  # of a single network there is none
         lacking = [""] if len(names) + len(absent) + len(params.attackers()) > 1 else []
     absent += [Absent("transfer", name, "transfer") for name in lacking]
-    models = [read_model(params, runs / name, transfers.get(name, {})) for name in names]
-    own = [transfers.get(name, {}) for name in params.attackers()]
     studies, lost = {}, {one.name: one.stage for one in absent if one.kind == "model"}
     for name, study in params.studies.items():
         path = records / name / "records.parquet"
-        if study.of in lost or not path.exists():
+        if ran := study.of not in lost and path.exists():
+            table = _checked(_frame(path), path, COLUMNS.get(study.study, ()))
+            if ran := study_is_current(params.active(), study, table):
+                more = {f"{name}.{p.stem}": p for p in (records / name).glob("*.parquet")}
+                studies |= {key: _frame(p) for key, p in more.items() if p != path}  # its history
+                studies[name] = table
+            else:
+                others.append(name)
+        if not ran:
             absent.append(Absent("study", name, lost.get(study.of, f"study@{name}")))
-            continue
-        table = _checked(_frame(path), path, COLUMNS.get(study.study, ()))
-        if not study_is_current(params.active(), study, table):
-            absent.append(Absent("study", name, f"study@{name}"))
-            others.append(name)
-            continue
-        studies[name] = table
-        for more in (records / name).glob("*.parquet"):
-            if more != path:  # what else a study recorded: `<name>.history`
-                studies[f"{name}.{more.stem}"] = _frame(more)
     if others:
         print(f"left out, as made by other settings: {', '.join(others)}", file=sys.stderr)
     test = read_split(folder / "data" / params.profile / "test.safetensors")
     return Run(
         params=params,
-        models=models,
-        attackers={key: table for tables in own for key, table in tables.items()},
+        models=[read_model(params, runs / name, transfers.get(name, {})) for name in names],
+        attackers={k: t for name in params.attackers() for k, t in transfers.get(name, {}).items()},
         studies=studies,
         source=test.source,
         classes=list(test.classes),
