@@ -5,6 +5,7 @@ from functools import partial
 from math import hypot, inf, isclose
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from advprune.core.claims import Claim
@@ -184,7 +185,7 @@ def _attacked(run: Run, claim: Claim) -> list[pd.DataFrame]:
             table = one.attack(name)
             if claim.eps:
                 at = parse_fraction(relative(claim.eps, run.profile.eps))
-                table = table[[isclose(eps, at, rel_tol=1e-6) for eps in table.eps]]
+                table = table[np.isclose(table.eps, at, rtol=1e-6, atol=0)]
             if not table["index"].is_unique:  # of a curve
                 raise Missing(NOT_RUN, f"{name} has several budgets or numbers of steps")
             tables.append(table)

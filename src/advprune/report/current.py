@@ -9,6 +9,7 @@ import json
 from ast import literal_eval
 from collections.abc import Mapping
 from math import isclose
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def attacks_agree(profile: Profile, records: pd.DataFrame) -> bool:
         return True
     for name, eps, steps in records[["attack", "eps", "steps"]].drop_duplicates().to_numpy():
         setting = profile.attacks.get(name)
-        if setting is None or pd.isna(eps):
+        if setting is None or not isinstance(eps, Real) or pd.isna(eps):
             continue
         if not isclose(eps, setting.eps, rel_tol=1e-6):
             return False
@@ -79,10 +80,10 @@ def study_is_current(profile: Profile, study: StudyEntry, records: pd.DataFrame)
     settings = study.settings
     if study.study in ("sweep", "compression"):
         rows = records[["family", "order", "value"]].drop_duplicates().itertuples(index=False)
-        there = {(family, int(order)): _value(text) for family, order, text in rows}
+        there = {(family, order): _value(text) for family, order, text in rows}
         if there != {
             (family, order): _value(str(value))
-            for family, values in settings["points"].items()
+            for family, values in settings.get("points", {}).items()
             for order, value in enumerate(values)
         }:
             return False
@@ -100,5 +101,5 @@ def _value(text: str) -> Any:
     """What the records of a sweep hold as text: the value of a point."""
     try:
         return literal_eval(text)
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
         return text
