@@ -26,6 +26,7 @@ from advprune.pruning.ticket_search import (
     SearchSettings,
     calibrate,
     kernel_products,
+    mean_square,
     probing_vectors,
     trainable,
 )
@@ -298,9 +299,11 @@ def test_the_gauge_is_the_exact_distance_with_all_unit_vectors(data):
     assert gauge(dense, {})["kernel_distance"] == gauge(dense, {})["output_distance"] == 0
     removed, sparse = smallest(layer_weights(dense)), copy.deepcopy(dense)
     clear(sparse, removed)
+    row = gauge(sparse, removed)
+    calibrate(sparse, few.images)  # as the gauge does with a copy
     whole = exact_kernel(dense, gauge.images, {}).detach()
     change = whole - exact_kernel(sparse, gauge.images, removed).detach()
-    row, outputs = gauge(sparse, removed), dense(clean).detach()
+    outputs = dense(clean).detach()
     moved = (outputs - sparse(clean).detach()).norm()
     for name, value in (
         ("kernel_distance", (change.norm() / whole.norm()) ** 2),
@@ -319,19 +322,19 @@ def is_calibrated(model, images):
     return all(torch.allclose(one, other, rtol=1e-4, atol=1e-6) for one, other in pairs)
 
 
-def test_sparse_networks_are_measured_and_searched_by_their_own_statistics(data):
-    """By those of the dense network a ticket of a kernel distance of 0.99 was given as 0.85."""
+def test_sparse_networks_are_measured_by_their_own_statistics(data):
+    """By those of the dense network a ticket of a kernel distance of about 1 was given as 0.85."""
+    gauge = Gauge(at_initialization(tiny(), data), data, GaugeSettings(**GAUGE))
     for family in ("AWT", "magnitude_ticket", "random_ticket"):
         found = prune(family, tiny(), setting(family), data)
-        assert is_calibrated(found.model, data.images), family
-        gauge = Gauge(at_initialization(tiny(), data), data, GaugeSettings(**GAUGE))
-        row = gauge(found.model, found.changed)
-        assert row.items() <= found.notes["ticket"].items(), family
-    search = searching(data)
-    for change in (search._refresh, search._descend):
-        change()
-        assert is_calibrated(search.student, data.images)
-        assert is_calibrated(search.dense, data.images)
+        sparse = copy.deepcopy(found.model)
+        calibrate(sparse, data.images)
+        assert is_calibrated(sparse, data.images) and not is_calibrated(found.model, data.images)
+        with torch.no_grad():
+            far = mean_square(gauge.outputs - sparse(gauge.images[0])) / gauge.output_norm
+        ticket, row = found.notes["ticket"], gauge(found.model, found.changed)
+        assert row.items() <= ticket.items() and gauge(sparse, found.changed) == row
+        assert ticket["output_distance"] == pytest.approx(float(far), 1e-4), family
 
 
 def test_calibration_draws_nothing(data):
@@ -353,10 +356,12 @@ def test_distances_of_all_tickets_are_measured_alike(data):
     assert control.notes["ticket"].items() <= searched.notes["ticket"].items()
 
 
-def test_the_search_comes_closer(data):
+def test_the_search_comes_closer(data, monkeypatch):
+    """By the statistics of batch-norm that it holds: with other ones it is another function."""
+    monkeypatch.setattr("advprune.pruning.ticket_search.calibrate", lambda *_: None)
     clean = TRAIN.model_copy(update={"eps": 0.0})
     few = replace(data, images=data.images[:4], labels=data.labels[:4], train=clean)
-    _, _, rows = searching(few, steps=40, refresh=20, lr=0.02).run()
+    _, _, rows = searching(few, steps=40, refresh=20, lr=0.05).run()
     assert [row["step"] for row in rows] == [0, 20, 40]
     assert rows[-1]["output_distance"] < 0.3 * rows[0]["output_distance"]
     assert rows[-1]["kernel_distance"] < 0.85 * rows[0]["kernel_distance"]

@@ -13,8 +13,10 @@ of kernels are estimated without bias. With `A = D^T D`, the variance of one pro
 `2 (||A||_F^2 - sum_k A_kk^2)`, small where D has many directions (Hutchinson, 1989). Products can
 be differentiated by the parameters once more. Parameters that a mask removes have no derivative: f
 is a function of `mask * w`. Networks are in evaluation mode, where batch-norm is a fixed map and
-images do not depend on each other; each has the statistics of its own maps (`calibrate`), as it has
-them where it learns: by the dense network's, a sparse one is another function.
+images do not depend on each other. A search holds it at the dense network's statistics; distances
+are measured with those of the sparse network's own maps (`calibrate`), as it has them where it
+learns. On digits, a search with its own at every step brought kernels little nearer by that
+measure, and the ticket trained much worse.
 
 tickets.py says what AWT minimizes. Each term is relative to that of an all-zero network, so that
 one gamma suits networks of any size; Adam ignores the common factor. The published gamma, whose
@@ -170,6 +172,7 @@ class Gauge:
         generator = torch.Generator().manual_seed(salted(data.seed, "tickets", "gauge"))
         batch = data.images[: setting.batch], data.labels[: setting.batch]
         self.images = pair(dense, batch, data, setting.attack_steps, generator)
+        self.calibration = data.images[:CALIBRATION]
         count = setting.projections and MEASURED * setting.projections
         with torch.no_grad():
             self.outputs = dense(self.images[0])  # [N, O]
@@ -185,7 +188,9 @@ class Gauge:
     @torch.no_grad()
     def __call__(self, sparse: nn.Module, removed: Masks) -> Row:
         """`output_distance` and `kernel_distance`: the two terms, as shares of `output_norm` and
-        `kernel_norm` (1: as far off as a zero network). The network is one that is calibrated."""
+        `kernel_norm` (1: as far off as a zero network), of a calibrated copy."""
+        sparse = copy.deepcopy(sparse)
+        calibrate(sparse, self.calibration)
         output = mean_square(self.outputs - sparse(self.images[0])) / self.output_norm
         kernel = mean_square(self.products - self._products(sparse, removed)) / self.kernel_norm
         row = {"output_distance": output, "kernel_distance": kernel}
@@ -251,7 +256,6 @@ class Search:
             for key in ("exp_avg", "exp_avg_sq"):
                 if key in self.optimizer.state.get(weight, {}):
                     self.optimizer.state[weight][key].masked_fill_(gone, 0.0)
-        calibrate(self.student, self.data.images)
 
     def _note(self) -> None:
         """Add a row, and keep the state."""
@@ -277,7 +281,6 @@ class Search:
             assert weight.grad is not None
             weight.grad.masked_fill_(self.removed[name], 0.0)
         self.optimizer.step()
-        calibrate(self.student, self.data.images)
 
     def backward(self, images: Pair, generator: torch.Generator) -> None:
         """Add the gradient of the distance (tickets.py) to those of the student."""

@@ -12,12 +12,12 @@ training images and X~ the same under PGD on the sparse network (ticket_search.p
 mask keeps the weights of largest magnitude of each layer, and is chosen anew every `refresh` steps.
 Both terms are relative to those of an all-zero network. As in Neural Tangent Transfer (Liu and
 Zenke, 2020), a third holds the remaining weights small, `l2 / density ||m w||²`, relative to the
-dense network's `||w||²`. Batch-norm has the statistics of the network that it is in, dense or
-sparse, from 512 training images. Distances, of controls too, are measured on the images of `gauge`,
-which the search does not see; X~ is made on the dense network there, so that it is the same for all
-tickets. Above a kernel distance of 0.3 the search did not converge, and its ticket says nothing
-about the claim. random_ticket ranks by uniform random numbers, magnitude_ticket by `|w|` at
-initialization.
+dense network's `||w||²`. Batch-norm is calibrated on 512 training images before the search, and
+for each sparse network that is measured. Distances, of controls too, are measured on the images of
+`gauge`, which the search does not see; X~ is made on the dense network there, so that it is the
+same for all tickets. Above a kernel distance of 0.3 the search did not converge, and its ticket
+says nothing about the claim. random_ticket ranks by uniform random numbers, magnitude_ticket by
+`|w|` at initialization.
 
 Training. Only the parent's architecture and seed matter: every ticket starts from the
 initialization of the dense network of the same seed and sees the same images in the same order.
@@ -165,5 +165,4 @@ def control(model: nn.Module, setting: Ticket, data: Data, by: str) -> Pruned:
     removed = setting.smallest(scores)
     gauge = Gauge(dense, data, setting.gauge)
     clear(dense, removed)
-    calibrate(dense, data.images)
     return trained(dense, removed, setting, data, [{"step": 0, **gauge(dense, removed)}])
