@@ -19,12 +19,13 @@ def study(
 
     workspace = Workspace.open(profile)
     params = workspace.params
+    typed = settings_of(params, name).model_dump()
     read = workspace.profile.model_dump(include=set(reads_of(params, name)))
-    typed = settings_of(params, name).model_dump(), read, params.attack.model_dump()
+    known = typed, read, params.attack.model_dump()
     of = params.studies[name].of
     adversarial = workspace.run(of, "adversarial.safetensors")
     files = [*map(workspace.data, SPLITS), workspace.run(of), adversarial]
-    parts = workspace.parts(name, *typed, files=files)
+    parts = workspace.parts(name, *known, files=files)
     given = Given(
         name,
         of,

@@ -306,7 +306,13 @@ def planted_run(*models):
         for one in models
     }
     params = settings(recipes={"standard": {"method": "standard"}}, models=entries)
-    return run_of(*models, params=params)
+    whole = run_of(*models, params=params)
+
+    def made(one):
+        setting = params.setting(one.name)
+        return {"setting": setting.model_dump() if one.is_dense else setting}
+
+    return replace(whole, models=[replace(m, card=m.card | made(m)) for m in whole.models])
 
 
 def write(*models):
@@ -324,9 +330,7 @@ def record(*models):
     for one in whole.models:
         folder = Path("runs/digits", one.name)
         folder.mkdir(parents=True)
-        made = whole.params.setting(one.name)
-        card = one.card | {"setting": made.model_dump() if one.is_dense else made}
-        (folder / "model.json").write_text(json.dumps(card))
+        (folder / "model.json").write_text(json.dumps(one.card))
         one.records.to_parquet(folder / "records.parquet")
         one.layers.to_parquet(folder / "layers.parquet")
         tables += [

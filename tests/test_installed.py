@@ -58,7 +58,7 @@ WORDS = f"""
 import shlex, sys
 sys.modules |= dict.fromkeys("{EXTRAS}".split())
 from advprune.cli.app import main
-sys.path.append({str(ROOT / "tests")!r})
+sys.path.append("{ROOT / "tests"}")
 if "evaluate" in sys.argv[1]:
     import short
     short.install()

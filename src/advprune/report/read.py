@@ -43,8 +43,7 @@ def read_run(params: Params, folder: Path = Path()) -> Run:
     """
     check_attacks(params, folder)
     records, runs = (folder / kind / params.profile for kind in ("records", "runs"))
-    there = {n: runs / n / "records.parquet" for n in params.leaderboard()}
-    found = {name: records_of(path) for name, path in there.items() if path.exists()}
+    found = found_in(runs, params.leaderboard())
     attacked = [n for n, table in found.items() if model_is_current(params, runs, n, table)]
     others = [name for name in found if name not in attacked]  # made by other settings
     names = [name for name in attacked if params.root(name) in attacked]
@@ -80,10 +79,11 @@ def read_run(params: Params, folder: Path = Path()) -> Run:
             absent.append(Absent("study", name, lost.get(study.of, f"study@{name}")))
     if others:
         print(f"left out, as made by other settings: {', '.join(others)}", file=sys.stderr)
+    models = [read_model(params, runs / name, transfers.get(name, {})) for name in names]
     test = read_split(folder / "data" / params.profile / "test.safetensors")
     return Run(
         params=params,
-        models=[read_model(params, runs / name, transfers.get(name, {})) for name in names],
+        models=models,
         attackers={k: t for name in params.attackers() for k, t in transfers.get(name, {}).items()},
         studies=studies,
         source=test.source,
@@ -94,6 +94,12 @@ def read_run(params: Params, folder: Path = Path()) -> Run:
         claims=read_claims(folder / FILE) if (folder / FILE).exists() else (),
         absent=tuple(absent),
     )
+
+
+def found_in(runs: Path, names: Iterable[str]) -> dict[str, pd.DataFrame]:
+    """The records of those models that were attacked, by name."""
+    there = {name: runs / name / "records.parquet" for name in names}
+    return {name: records_of(path) for name, path in there.items() if path.exists()}
 
 
 def read_transfers(path: Path) -> dict[str, Transfers]:
