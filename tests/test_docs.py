@@ -84,8 +84,8 @@ def test_the_sentences_on_width_16_are_what_its_results_say():
     assert "Trained without attacks, no model withstands 8/255" in text
     assert not standard.against_dense.str.startswith("higher").any()
     assert standard.robust_accuracy_high.max() < 0.01
-    assert "GAP withstands only transferred images (45 %)." in text
-    assert standard.transfer_accuracy["GAP_layer"] == pytest.approx(0.455)
+    assert "GAP withstands only transferred images (38 %)." in text
+    assert standard.transfer_accuracy["GAP_layer"] == pytest.approx(0.378)
     others = standard[~standard.model.str.startswith("GAP")].transfer_accuracy_high
     assert standard.transfer_accuracy_low["GAP_layer"] > others.max()
     assert "E and R stay within two points of robust accuracy; 8 bits cost one, S and clam" in text
