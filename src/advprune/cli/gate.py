@@ -83,9 +83,9 @@ def gate(
     images.
 
     With --recompute, the results of the active profile are computed from the records of its run.
-    results.csv is then judged as well: it may not claim more than the records show, nor hold
-    another number in any column where every image came out alike. Results of other profiles may
-    not differ from the revision's, since nothing here shows them.
+    results.csv is then judged as well: it may not claim more than the records show and, where it
+    has the same outcome for every image, may differ from them in no other column. Results of other
+    profiles may not differ from the revision's, since nothing here shows them.
 
     Exit status: 0 passed; 1 if a model's robust accuracy or its distances fell, its verdict got
     worse or is unknown, a model vanished, or test images, seed, data or attacks changed, unless

@@ -33,7 +33,7 @@ class Reads(NamedTuple):
     alone: bool = False
 
 
-METRICS = {
+READS = {
     "clean": Reads(("seeds",)),
     "robust": Reads(("seeds",)),
     "distance": Reads(),
@@ -94,7 +94,7 @@ class Claim(Settings):
     """A published sentence and its test.
 
     paper, source: of the claim; where: the place in it. claim: the sentence in our words.
-    published: its figures. metric: a key of `METRICS`. model, control: of the
+    published: its figures. metric: a key of `READS`. model, control: of the
     leaderboard, or of a study of the kind `study`. expect: how the model compares with the control.
     effect: the least difference that counts, of higher and lower; margin: the most that is none, of
     equal and no higher (accuracy as a fraction, distance in pixels, flips in bits). attack, eps,
@@ -146,9 +146,9 @@ class Claim(Settings):
 
     @model_validator(mode="after")
     def _metric_reads_what_is_said(self) -> "Claim":
-        name, reads = self.metric, METRICS.get(self.metric)
+        name, reads = self.metric, READS.get(self.metric)
         if reads is None:
-            raise ValueError(f"no metric {name!r}; known: {', '.join(METRICS)}")
+            raise ValueError(f"no metric {name!r}; known: {', '.join(READS)}")
         if self.study not in (None, *reads.studies):
             known = " or ".join(reads.studies)
             allowed = f"takes study: {known}, or none" if known else "is of the leaderboard alone"

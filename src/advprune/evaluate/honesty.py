@@ -6,11 +6,11 @@ h v)) / 2h`, image by image. A gradient that is wrong in part leads every attack
 and no comparison between such attacks can show it. Over next to no step the two agree but for
 rounding, so this is done in float64 where the model allows it, and the best of several steps
 counts. Over a part of the budget, an honest network bends; a rounded or a rugged one follows its
-derivative not at all. Quantized and binary networks declare a straight-through rule, as any layer
-does by an attribute `declares_rule = True`; one that computes in bfloat16 or float16 has such a
-rule, as its gradient passes through the rounding of every layer. They are compared over an attack's
-step, with differences averaged over nearby points, and also attacked by their answers alone
-(probes.py).
+derivative not at all. Layers of quantized and binary networks declare a straight-through rule by an
+attribute, `declares_rule = True`, as any layer may; a network that computes in bfloat16 or float16
+has such a rule, as its gradient passes through the rounding of every layer. They are compared over
+an attack's step, with differences averaged over nearby points, and also attacked by their answers
+alone (probes.py).
 """
 
 import copy
@@ -24,8 +24,7 @@ from advprune.attacks.cost import Cost
 from advprune.attacks.engine import attack_copy
 from advprune.core.attack_settings import AttackSettings
 from advprune.core.device import device_of
-from advprune.models.binary import is_binary
-from advprune.models.quantized import differentiable, needs_twin
+from advprune.models.quantized import differentiable
 
 # Larger ones cross the kinks of ReLUs, smaller ones are lost in rounding.
 TINY = {torch.float64: (1e-6, 1e-5, 1e-4), torch.float32: (1e-4, 3e-4, 1e-3)}
@@ -38,8 +37,7 @@ NEARBY = 4  # points over which a straight-through rule, or rounding of float32,
 
 def declares_rule(model: nn.Module) -> bool:
     """Whether the model's gradient passes straight through steps, by its own declaration."""
-    declared = any(getattr(module, "declares_rule", False) is True for module in model.modules())
-    return declared or needs_twin(model) or is_binary(model)
+    return any(getattr(module, "declares_rule", False) is True for module in model.modules())
 
 
 def is_coarse(logits: Tensor) -> bool:

@@ -84,6 +84,7 @@ class BinaryConv2d(nn.Conv2d):
     """
 
     rules = ("wide", "straight")
+    declares_rule = True
 
     def __init__(self, *size: Any, binary_input: bool, **options: Any) -> None:
         super().__init__(*size, **{"bias": False, **options})
@@ -101,6 +102,8 @@ class BinaryConv2d(nn.Conv2d):
 
 class BinaryLinear(nn.Linear):
     """A classifier whose weight is `s b`, exactly, with one s > 0; input and bias are real."""
+
+    declares_rule = True
 
 
 def form_of(layer: nn.Conv2d) -> dict[str, Any]:

@@ -27,6 +27,7 @@ class QuantizedLayer(nn.Module):
     input_scale and input_zero (scalars). Integer inputs lie in [0, 2^bits - 1].
     """
 
+    declares_rule = True  # that of its twin
     weight: torch.Tensor
     weight_scale: torch.Tensor
     bias: torch.Tensor

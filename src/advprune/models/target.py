@@ -30,6 +30,8 @@ class Target(nn.Module):
     gradients are followed; None: there are none.
     """
 
+    declares_rule = True  # that of its twin
+
     def __init__(
         self,
         answer: Answer,

@@ -7,8 +7,8 @@ Formula. The filters of a convolution, or the outputs of a linear layer, are ran
 and the smallest are removed; ties are broken by position. With them go the batch-norm and the
 depthwise convolutions behind them, and the channels of the layers that read them: a group, by
 Torch-Pruning's dependency graph. Layers whose outputs are added to those of others stay whole,
-because a shortcut ties them, and so do attention, the classifier, and what a convolution reads that
-is grouped, transposed or not over images. In resnet18 and resnet20 that
+because a shortcut ties them, and so do attention, the classifier, and layers that a grouped, a
+transposed or a 1D convolution reads. In resnet18 and resnet20 that
 leaves the first convolution of each residual block, in a MobileNet the convolutions that widen a
 block, and in a vision transformer the inner layer of each MLP.
 

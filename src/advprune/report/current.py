@@ -8,7 +8,7 @@ whatever is refused here, so nothing that is up to date is.
 import json
 from ast import literal_eval
 from collections.abc import Mapping
-from math import isclose
+from math import isclose, isnan
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def attacks_agree(profile: Profile, records: pd.DataFrame) -> bool:
         return True
     for name, eps, steps in records[["attack", "eps", "steps"]].drop_duplicates().to_numpy():
         setting = profile.attacks.get(name)
-        if setting is None or not isinstance(eps, Real) or pd.isna(eps):
+        if setting is None or not isinstance(eps, Real) or isnan(eps):
             continue
         if not isclose(eps, setting.eps, rel_tol=1e-6):
             return False

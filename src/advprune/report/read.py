@@ -58,13 +58,13 @@ def read_run(params: Params, folder: Path = Path()) -> Run:
         for one in params.leaderboard()
         if one not in names
     ]
-    transfers = read_transfers(records / "transfer.parquet")
+    transfers, studies = read_transfers(records / "transfer.parquet"), dict[str, pd.DataFrame]()
     if transfers:
         lacking = [one for one in (*names, *params.attackers()) if one not in transfers]
     else:  # of a single network there is none
         lacking = [""] if len(names) + len(absent) + len(params.attackers()) > 1 else []
     absent += [Absent("transfer", name, "transfer") for name in lacking]
-    studies, lost = {}, {one.name: one.stage for one in absent if one.kind == "model"}
+    lost = {one.name: one.stage for one in absent if one.kind == "model"}
     for name, study in params.studies.items():
         path = records / name / "records.parquet"
         if ran := study.of not in lost and path.exists():

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -71,7 +71,18 @@ class Given:
 
 Study = Callable[[Any, Given], Tables]
 Refusals = Callable[[Params, dict[str, Any]], Iterator[str]]
-_REGISTRY: dict[str, tuple[type[Settings], Study, Refusals, frozenset[str]]] = {}
+
+
+class Kind(NamedTuple):
+    """What is registered of a kind of study (`study`)."""
+
+    settings: type[Settings]
+    function: Study
+    refusals: Refusals
+    reads: frozenset[str]
+
+
+_REGISTRY: dict[str, Kind] = {}
 
 
 def study(
@@ -89,7 +100,7 @@ def study(
     """
 
     def register(function: Study) -> Study:
-        _REGISTRY[kind] = (settings, function, refusals, frozenset(reads) | {"batch"})
+        _REGISTRY[kind] = Kind(settings, function, refusals, frozenset(reads) | {"batch"})
         return function
 
     return register
@@ -97,7 +108,7 @@ def study(
 
 def reads_of(params: Params, name: str) -> frozenset[str]:
     """The fields of the profile on which an entry of `studies` depends, besides its settings."""
-    return _REGISTRY[params.studies[name].study][3]
+    return _REGISTRY[params.studies[name].study].reads
 
 
 def check_studies(params: Params) -> None:
@@ -107,8 +118,8 @@ def check_studies(params: Params) -> None:
     for name, entry in params.studies.items():
         known = settings_of(params, name)  # which refuses a kind that there is not
         typed[entry.study][name] = known
-    for kind, (_, _, refusals, _) in _REGISTRY.items():
-        for refusal in refusals(params, typed[kind]):
+    for kind, known in _REGISTRY.items():
+        for refusal in known.refusals(params, typed[kind]):
             raise UserError(refusal)
 
 
@@ -138,7 +149,7 @@ def settings_of(params: Params, name: str) -> Any:
     if entry.study not in _REGISTRY:
         known = ", ".join(sorted(_REGISTRY))
         raise UserError(f"studies.{name}.study: there is no kind {entry.study!r}; known: {known}")
-    settings = parse(_REGISTRY[entry.study][0], entry.settings, where=f"studies.{name}")
+    settings = parse(_REGISTRY[entry.study].settings, entry.settings, where=f"studies.{name}")
     typed = {
         place: setting_of(family, value, place=place)
         for where, family, value in getattr(settings, "families", list)()
@@ -151,7 +162,7 @@ def settings_of(params: Params, name: str) -> Any:
 def run_study(name: str, given: Given) -> Tables:
     """Run an entry of `studies` on what it starts from."""
     settings = settings_of(given.params, name)
-    return _REGISTRY[given.params.studies[name].study][1](settings, given)
+    return _REGISTRY[given.params.studies[name].study].function(settings, given)
 
 
 def attacked(
