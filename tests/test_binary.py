@@ -13,7 +13,6 @@ from workspace import ROOT
 from advprune.attacks.bit_search import bitflip
 from advprune.attacks.engine import attack_copy
 from advprune.attacks.pgd import pgd
-from advprune.attacks.rerun import rerun
 from advprune.attacks.stored_bits import store
 from advprune.core.errors import UserError
 from advprune.core.params import load
@@ -187,9 +186,7 @@ def test_its_bits_are_the_whole_network(digits, form, frozen):
 def test_a_bit_flip_changes_the_sign_of_a_weight(digits, frozen):
     images, labels = digits[0][:16], digits[1][:16]
     bits = store(frozen, bits=1, scale="channel")
-    assert rerun(bits.model, {n: bits.weight(n) for n in bits.layers}, images) is not None
     found = bitflip(bits, images, labels, budget=3)
-    assert found.table.equals(bitflip(bits, images, labels, budget=3, reuse=False).table)
     assert hamming(bits, found.stored) == 3
     before, after = (
         torch.cat([layer.weight.flatten() for layer in binary_layers(model).values()])

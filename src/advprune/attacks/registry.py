@@ -1,39 +1,47 @@
-"""The interface of attacks: a registry, typed settings, and the context of a run."""
+"""The interface of attacks: a registry, typed settings, and the context of a run.
+
+An attack is one function of a model, images `[N, C, H, W]` in [0, 1], labels `[N]`, its setting and
+a `Context`. It returns images of the same shape in [0, 1].
+"""
 
 import json
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import Progress, no_progress
 from advprune.core.attack_settings import KINDS, Attack, SuiteSettings
-from advprune.core.errors import UserError
+from advprune.core.errors import InputError, UserError
 from advprune.core.profile import Profile
-from advprune.core.resume import Parts
-from advprune.core.settings import parse
+from advprune.core.settings import Settings, parse
 
-Function = Callable[..., Tensor]  # (model, images, labels, setting, context) -> images
+T = TypeVar("T", bound=Settings)
+Function = Callable[..., Any]  # (model, images, labels, setting, context) -> images
 
 
 @dataclass(frozen=True)
 class Context:
     """How an attack is run, whichever it is: seed, batch size, and where it tells of its work.
 
-    cost: counts what passes through the model. parts: where a long attack keeps what it finished.
-    breakdown: an attack made of several notes how many images are right after each. found: what a
-    method notes of each image, `[N]`, by column of the records. parent: what the model was made
-    from. pixels: the images will be rounded to 8 bits, as clean ones are. start: images to begin
-    from, of an attack that can.
+    generator: a CPU generator instead of one from `seed`. batch: images per pass; a sample's start
+    does not depend on it. cost: counts what passes through the model. progress: called with
+    image-steps done. breakdown: an attack made of several notes how many images are right after
+    each. found: what a method notes of each image, `[N]`, by column of the records. parent: what
+    the model was made from, for `backward: parent`. pixels: the images will be rounded to 8 bits,
+    as clean ones are, and only what fools after that is fooled. start: images to begin from, of an
+    attack that can.
     """
 
     seed: int = 0
+    generator: torch.Generator | None = None
     batch: int = 128
     cost: Cost = field(default_factory=Cost)
     progress: Progress = no_progress
-    parts: Parts | None = None
     breakdown: dict[str, int] = field(default_factory=dict)
     found: dict[str, Tensor] = field(default_factory=dict)
     parent: nn.Module | None = None
@@ -47,7 +55,8 @@ class Method:
 
     gradients: whether it follows the model's; of a package of attacks, the classes that do.
     searches: those of its parts (keys of its breakdown) that ask for answers alone. distances:
-    whether it notes one of each image. starts: whether it can begin from given images.
+    whether it finds one of each image, which is noted in `Context.found`; its images are then
+    stretched to the budget. starts: whether it can begin from given images.
     """
 
     settings: type[Attack]
@@ -77,14 +86,56 @@ def method(
 ) -> Callable[[Function], Function]:
     """Register an attack under its `method` in params.yaml; the other arguments: see `Method`.
 
-    Its function returns float images in [0, 1]; what uses it rounds them to 8 bits in the budget.
+    The function of one with distances returns images and distances `[N]`, not images alone.
     """
 
     def register(function: Function) -> Function:
-        _REGISTRY[name] = Method(settings, function, gradients, searches, distances, starts)
+        def within_budget(
+            model: nn.Module, images: Tensor, labels: Tensor, s: Attack, how: Context
+        ) -> Tensor:
+            found, how.found["distance"] = function(model, images, labels, s, how)
+            return stretched(found, images, how.found["distance"], s.eps)
+
+        run = within_budget if distances else function
+        _REGISTRY[name] = Method(settings, run, gradients, searches, distances, starts)
         return function
 
     return register
+
+
+def stretched(found: Tensor, clean: Tensor, distances: Tensor, eps: float) -> Tensor:
+    """Images at the edge of the budget, in the direction found: a smaller change stretched, so that
+    rounding does not undo it, a larger one shortened; the clean ones where nothing was found."""
+    share = torch.where(distances.isfinite(), eps / distances.clamp_min(1e-12), 0.0)
+    return (clean + share.view(-1, 1, 1, 1) * (found - clean)).clamp(0, 1)
+
+
+def checked(kind: type[T], who: str, options: dict[str, Any]) -> T:
+    """Options as settings of that kind; InputError in one line for one that is unknown or wrong."""
+    try:
+        return parse(kind, options, who)
+    except UserError as error:
+        raise InputError(error) from error
+
+
+def given(name: str, /, **options: Any) -> tuple[Attack, Context]:
+    """The setting and the context of a method that options by their names make; see `checked`."""
+    run = {f.name: options.pop(f.name) for f in fields(Context) if f.name in options}
+    return checked(_REGISTRY[name].settings, name, {"method": name, **options}), Context(**run)
+
+
+def attack(
+    name: str, /, model: nn.Module, images: Tensor, labels: Tensor, **options: Any
+) -> Tensor:
+    """The images `[N, C, H, W]` in [0, 1] that a method finds by its name (`apgd`, `square`, …).
+
+    options: of its settings (`eps`, `steps`, …) and of `Context`. InputError, a ValueError, on
+    shapes, ranges or options that make no sense. A model that draws at random is attacked to the
+    end: to leave a sample at its first misclassified draw would reward a lucky one.
+    """
+    setting, how = given(name, **options)
+    found: Tensor = method_of(setting).function(model, images, labels, setting, how)
+    return found
 
 
 def method_of(setting: Attack, place: str = "attack") -> Method:

@@ -83,7 +83,7 @@ def craft(
 
     setting: a typed one (`advprune.attacks.registry.typed`).
     """
-    keys = ("seed", "batch", "progress", "parts", "parent", "start")
+    keys = ("seed", "batch", "progress", "parent", "start")
     known = {key: getattr(work, key) for key in keys}
     context = Context(**known, pixels=True)
     adv = method_of(setting).function(model, images, labels, setting, context)
