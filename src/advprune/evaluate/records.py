@@ -13,6 +13,7 @@ from advprune.attacks.cost import Cost
 from advprune.attacks.engine import by_batch
 from advprune.attacks.losses import margin
 from advprune.core.device import device_of, full_precision, salted
+from advprune.core.resume import Parts
 from advprune.models.border import admitted, check_images, refuse
 from advprune.models.stochastic import drawn_logits, is_randomized
 
@@ -20,38 +21,45 @@ DRAWS = 20  # of a randomized model, for scoring
 
 
 @dataclass(frozen=True)
-class Scoring:
-    """How a model is asked.
+class Work:
+    """How a model is attacked and asked.
 
-    draws: of a randomized model, from `seed`; its mean logits count, or where `average` is
-    "probabilities" its mean softmax. A deterministic model is asked once.
+    draws: of a randomized model for scoring, from `seed`; its mean logits count, or where `average`
+    is "probabilities" its mean softmax. A deterministic model is asked once. parts: where a long
+    attack keeps its finished parts. clean: the answers to the clean images (`answers`), where they
+    are known. parent: what the model was made from, for attacks through its gradients. start:
+    images `[N, C, H, W]` that APGD begins from.
     """
 
+    seed: int = 0
     batch: int = 128
     draws: int = DRAWS
+    parts: Parts | None = None
+    clean: dict[str, Any] | None = None
+    parent: nn.Module | None = None
+    start: Tensor | None = None
     average: str = "logits"
-    seed: int = 0
 
 
 @torch.no_grad()
-def all_logits(model: nn.Module, images: Tensor, scoring: Scoring = Scoring()) -> Tensor:
+def all_logits(model: nn.Module, images: Tensor, work: Work = Work()) -> Tensor:
     """Logits `[D, N, K]` in float32 on the CPU: D is `draws` for a randomized model, else 1.
 
     images: float `[N, C, H, W]` in [0, 1]. The model passes `models.border.admitted`; it and the
     global random state stay as they were. InputError where logits are not finite.
     """
     model = admitted("score", model, images)
-    device, count = device_of(model), scoring.draws if is_randomized(model) else 1
+    device, count = device_of(model), work.draws if is_randomized(model) else 1
 
     def of(part: Tensor) -> Tensor:
-        drawn = drawn_logits(model, part.to(device), count, scoring.batch)
+        drawn = drawn_logits(model, part.to(device), count, work.batch)
         return torch.cat([logits.float().cpu() for logits in drawn])
 
     devices = [device] if device.type == "cuda" else []
     with full_precision(), torch.random.fork_rng(devices=devices):
         if count > 1:
-            torch.manual_seed(salted(scoring.seed, "score"))
-        parts = by_batch(model, images.split(scoring.batch), of, Cost())
+            torch.manual_seed(salted(work.seed, "score"))
+        parts = by_batch(model, images.split(work.batch), of, Cost())
     found = torch.cat(parts, dim=1)
     refuse("score", {"the model gives logits that are NaN or infinite": not found.isfinite().all()})
     return found
@@ -89,11 +97,11 @@ def score(
     shapes = f"{list(images.shape)} images, {list(adv.shape)} attacked"
     refuse("score", {shapes: images.shape != adv.shape})
     admitted("score", model, images, labels)
-    scoring = Scoring(batch, passes, seed=columns.get("seed", 0))
+    work = Work(columns.get("seed", 0), batch, passes)
     return table_of(
         {"index": range(len(labels)), "label": labels.numpy(), **columns},
-        answers("clean", model, images, labels, scoring),
-        answers("adv", model, adv, labels, scoring),
+        answers("clean", model, images, labels, work),
+        answers("adv", model, adv, labels, work),
         adv - images,
     )
 
@@ -108,15 +116,15 @@ def table_of(
 
 
 def answers(
-    side: str, model: nn.Module, images: Tensor, labels: Tensor, scoring: Scoring = Scoring()
+    side: str, model: nn.Module, images: Tensor, labels: Tensor, work: Work = Work()
 ) -> dict[str, Any]:
     """The columns of one side (`clean` or `adv`) of records: see `score`."""
     twice = side == "adv" and is_randomized(model)
-    asked = replace(scoring, draws=scoring.draws * (1 + twice))
+    asked = replace(work, draws=work.draws * (1 + twice))
     draws = all_logits(model, images, asked)  # [D, N, K]
     choosing, draws = draws.chunk(2) if twice else (draws, draws)
     logits = draws.mean(0)
-    if scoring.average == "probabilities" and len(draws) > 1:
+    if work.average == "probabilities" and len(draws) > 1:
         logits = draws.softmax(2).mean(0).clamp_min(1e-38).log()
     probabilities, truth = logits.softmax(1), F.one_hot(labels, logits.shape[1])
     each = draws.argmax(2)  # [D, N]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # the report needs no torch
     import torch
     from torch import nn
 
-    from advprune.evaluate.craft import Work
+    from advprune.evaluate.records import Work
 
 SOURCE = ("source", "attack")  # what a set of crafted images is known by
 ANSWERS = ("adv_pred", "adv_margin", "chosen_margin", "adv_single_pred", "adv_wrong")
@@ -40,15 +40,14 @@ def transfer_records(
     """
     from advprune.evaluate.records import answers, table_of
 
-    clean = answers("clean", target, images, labels, work.scoring)
+    clean = answers("clean", target, images, labels, work)
     same = {"index": range(len(labels)), "label": labels.numpy(), "clean_pred": clean["clean_pred"]}
     tables = []
     for key, pixels in crafted.items():
         adv, whose = pixels / 255, dict(zip(SOURCE, key, strict=True))
-        told = answers("adv", target, adv, labels, work.scoring)
+        told = answers("adv", target, adv, labels, work)
         found = {column: told[column] for column in ANSWERS}
         tables.append(table_of(whose | same, {}, found, adv - images))
-        work.progress(1)
     if not tables:  # a run of one model
         return pd.DataFrame(columns=[*SOURCE, *same, *ANSWERS, "linf", "l2"])
     return pd.concat(tables, ignore_index=True)

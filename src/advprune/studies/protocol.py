@@ -7,6 +7,7 @@ Dhillon and Carlini, arXiv 2010.00071).
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -24,9 +25,9 @@ from advprune.core.attack_settings import AttackSettings, ProtocolSettings
 from advprune.core.device import device_of, salted
 from advprune.core.params import Params
 from advprune.core.settings import Name, Settings
-from advprune.evaluate.craft import Work, at_budget, craft, rows
+from advprune.evaluate.craft import at_budget, craft, rows
 from advprune.evaluate.protocol import ProtocolModel, pairs
-from advprune.evaluate.records import Scoring, answers
+from advprune.evaluate.records import Work, answers
 from advprune.evaluate.statistics import ALPHA, smallest_difference
 from advprune.models.border import admitted
 from advprune.models.stochastic import is_randomized, undisturbed
@@ -122,7 +123,7 @@ def recorded(
             at = x.to(device), y.to(device)
             found = expected_gradient(private, *at, cross_entropy, draws, most=batch)
             gradients.append(found[0].cpu())
-    asked = Scoring(batch, chosen.draws, "probabilities", work.seed)
+    asked = replace(work, draws=chosen.draws, average="probabilities")
     clean, tables = answers("clean", model, images, labels, asked), []
     facts = {"index": range(len(labels)), "label": labels.numpy(), "attack": "fgsm"}
     passes = {side: total / len(labels) for side, total in vars(cost).items()}
