@@ -15,7 +15,7 @@ from advprune.attacks.registry import Context, method_of
 from advprune.core.attack_settings import Attack, AttackSettings, CurveSettings
 from advprune.core.profile import CURVES
 from advprune.core.progress import progress
-from advprune.evaluate.records import Work, answers, table_of
+from advprune.evaluate.records import Work, scored
 from advprune.models.binary import is_binary
 from advprune.models.quantized import needs_twin
 from advprune.models.stochastic import is_randomized
@@ -91,18 +91,14 @@ def rows(
     setting, n = crafted.setting, max(len(labels), 1)
     averaged = getattr(setting, "draws", 1) if is_randomized(model) else 1
     facts = {
-        **{"index": range(len(labels)), "label": labels.numpy(), "attack": name},
-        **{"method": getattr(setting, "recorded", setting.method), "seed": work.seed},
-        **{"norm": setting.norm, "eps": setting.eps, "step": getattr(setting, "step", 0.0)},
-        **{"steps": getattr(setting, "steps", 0), "draws": averaged},
-        **{side: total / n for side, total in vars(crafted.cost).items()},
+        **{"attack": name, "method": getattr(setting, "recorded", setting.method)},
+        **{"seed": work.seed, "norm": setting.norm, "eps": setting.eps},
+        **{"step": getattr(setting, "step", 0.0), "steps": getattr(setting, "steps", 0)},
+        **{"draws": averaged, **{side: total / n for side, total in vars(crafted.cost).items()}},
         "breakdown": json.dumps(crafted.breakdown) if crafted.breakdown else "",
         **{"distance": float("nan"), **crafted.found},
     }
-    adv = crafted.pixels / 255
-    clean = work.clean or answers("clean", model, images, labels, work)
-    attacked = answers("adv", model, adv, labels, work)
-    return table_of(facts, clean, attacked, adv - images)
+    return scored(model, images, crafted.pixels / 255, labels, facts, work)
 
 
 def at_budget(setting: AttackSettings, eps: float) -> AttackSettings:

@@ -1,5 +1,6 @@
 """Records: one row per sample, clean and attacked, from which every metric is computed."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -85,11 +86,10 @@ def score(
     One row per sample: index, label, the constant `columns` (attack, eps, seed, …), and for clean
     and adv: pred, confidence (largest softmax), margin (label's logit minus the largest other),
     nll, brier; also linf and l2, the size of the change. A randomized model is scored by its mean
-    logits over `passes` draws from the column `seed`; single_pred is the first draw's prediction
-    and wrong the share of draws that are wrong. chosen_margin is adv_margin over as many other
-    draws, by which the worst of several attacks is chosen. For a deterministic model these say the
-    same as pred and adv_margin. ValueError where shapes differ, images are not in [0, 1], the model
-    is not admitted (`models.border`) or logits are not finite.
+    logits over `passes` draws from the column `seed`; single_pred is the first draw's prediction,
+    wrong the share of draws that are wrong, and chosen_margin adv_margin over as many other draws,
+    by which the worst of several attacks is chosen. ValueError where shapes differ, images are not
+    in [0, 1], the model is not admitted (`models.border`) or logits are not finite.
     """
     check_images("score", images, labels)
     check_images("score: adv", adv)
@@ -98,25 +98,28 @@ def score(
     refuse("score", {shapes: images.shape != adv.shape})
     admitted("score", model, images, labels)
     work = Work(columns.get("seed", 0), batch, passes)
-    return table_of(
-        {"index": range(len(labels)), "label": labels.numpy(), **columns},
-        answers("clean", model, images, labels, work),
-        answers("adv", model, adv, labels, work),
-        adv - images,
-    )
+    return scored(model, images, adv, labels, columns, work)
 
 
-def table_of(
-    facts: dict[str, Any], clean: dict[str, Any], adv: dict[str, Any], change: Tensor
+def scored(
+    model: nn.Module,
+    images: Tensor,
+    adv: Tensor,
+    labels: Tensor,
+    facts: Mapping[str, Any],
+    work: Work,
 ) -> pd.DataFrame:
-    """One row per sample: facts, the answers to both sides, and the size of the change."""
-    flat = change.flatten(1)
-    sizes = {"linf": flat.abs().amax(1).numpy(), "l2": flat.norm(dim=1).numpy()}
-    return pd.DataFrame(facts | clean | adv | sizes)
+    """The columns of `score`, of images that were checked; `facts` follow index and label."""
+    change = (adv - images).flatten(1)
+    table = {"index": range(len(labels)), "label": labels.numpy(), **facts}
+    table |= work.clean or answers("clean", model, images, labels, work)
+    table |= answers("adv", model, adv, labels, work)
+    table |= {"linf": change.abs().amax(1).numpy(), "l2": change.norm(dim=1).numpy()}
+    return pd.DataFrame(table)
 
 
 def answers(
-    side: str, model: nn.Module, images: Tensor, labels: Tensor, work: Work = Work()
+    side: str, model: nn.Module, images: Tensor, labels: Tensor, work: Work
 ) -> dict[str, Any]:
     """The columns of one side (`clean` or `adv`) of records: see `score`."""
     twice = side == "adv" and is_randomized(model)

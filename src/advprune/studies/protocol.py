@@ -27,7 +27,7 @@ from advprune.core.params import Params
 from advprune.core.settings import Name, Settings
 from advprune.evaluate.craft import at_budget, craft, rows
 from advprune.evaluate.protocol import ProtocolModel, pairs
-from advprune.evaluate.records import Work, answers
+from advprune.evaluate.records import Work, answers, scored
 from advprune.evaluate.statistics import ALPHA, smallest_difference
 from advprune.models.border import admitted
 from advprune.models.stochastic import is_randomized, undisturbed
@@ -124,15 +124,15 @@ def recorded(
             found = expected_gradient(private, *at, cross_entropy, draws, most=batch)
             gradients.append(found[0].cpu())
     asked = replace(work, draws=chosen.draws, average="probabilities")
-    clean, tables = answers("clean", model, images, labels, asked), []
-    facts = {"index": range(len(labels)), "label": labels.numpy(), "attack": "fgsm"}
+    asked = replace(asked, clean=answers("clean", model, images, labels, asked))
     passes = {side: total / len(labels) for side, total in vars(cost).items()}
+    tables = []
     for eps in chosen.eps:
         adv = project(ascend(images, torch.cat(gradients), eps, "Linf"), images, eps, "Linf")
         pixels = to_pixels(adv, images, eps, "Linf")
-        own = {"eps": eps, "steps": 1, "draws": draws, **passes}
-        attacked = answers("adv", model, pixels / 255, labels, asked)
-        tables.append(pd.DataFrame(facts | own | clean | attacked))
+        facts = {"attack": "fgsm", "eps": eps, "steps": 1, "draws": draws, **passes}
+        table = scored(model, images, pixels / 255, labels, facts, asked)
+        tables.append(table.drop(columns=["linf", "l2"]))
 
     def under(name: str, setting: AttackSettings) -> pd.DataFrame:
         crafted = craft(model, images, labels, setting, work)
