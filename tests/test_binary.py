@@ -208,7 +208,7 @@ def test_attacks_by_gradient_find_a_way(digits, frozen):
     before, after = (F.cross_entropy(frozen(images), digits[1]) for images in (digits[0], adv))
     assert after > before + 0.1
     assert kind_of(frozen) == "binary"
-    rows = where(frozen, digits[0][:8], adv[:8])
+    rows = where(frozen, digits[0][:8], adv[:8], digits[0][:8])
     assert {"BinaryConv2d", "Site", "BinaryLinear"} <= set(rows.kind)
 
 

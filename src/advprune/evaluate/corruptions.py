@@ -1,10 +1,9 @@
 """Common corruptions: noise, blur, brightness, contrast, JPEG and pixels, at five severities.
 
 Hendrycks and Dietterich, Benchmarking Neural Network Robustness to Common Corruptions and
-Perturbations (ICLR 2019). Strengths are those of CIFAR-10-C for small images and of ImageNet-C for
+Perturbations (ICLR 2019), with the strengths of CIFAR-10-C for small images and of ImageNet-C for
 large ones. Those that need textures or constants for one image size are left out (glass, snow,
-frost, fog, elastic), so that means are not theirs. Corruptions are not chosen to fool a model:
-accuracy under them bounds no worst case.
+frost, fog, elastic), so that means are not theirs.
 """
 
 import hashlib
@@ -47,11 +46,8 @@ class Kind:
     in_pixels: bool = False
 
     def strength(self, severity: int, side: int) -> Any:
-        """At a severity, on images whose shorter side has `side` pixels.
-
-        Between the two sides the nearer one counts, by ratio. Lengths grow and shrink with the
-        image, but not below those for 32 pixels: much less than a pixel would change nothing.
-        """
+        """At a severity, on images whose shorter side has `side` pixels: that of the nearer size,
+        by ratio. Lengths grow and shrink with the image, but not below those for 32 pixels."""
         is_large = side * side > SMALL * LARGE
         found = (self.large if is_large else self.small)[severity - 1]
         scale = side / LARGE if is_large else max(side / SMALL, 1.0)
@@ -61,8 +57,8 @@ class Kind:
 def corrupt(images: np.ndarray, kind: str, severity: int, seed: int = 0) -> np.ndarray:
     """Corrupt uint8 `images` `[N, C, H, W]`; the result is uint8 again. Severity 0 changes nothing.
 
-    The random numbers of an image follow from its pixels, `kind` and `seed` alone, so that each
-    severity has the noise of the one before, only stronger. ValueError for what is unknown.
+    Random numbers follow from an image's pixels, `kind` and `seed` alone: all models see the same,
+    and each severity has the noise of the one before. ValueError for what is unknown.
     """
     if kind not in KINDS or severity not in (0, *SEVERITIES):
         known = ", ".join(KINDS)
@@ -249,8 +245,7 @@ class SharesComparison(MeanComparison):
 
     @property
     def detectable(self) -> float:
-        """At this standard error, or the one of losing a single version of some images; infinite of
-        a single image."""
+        """At this standard error, or the one of losing a single version of some images."""
         if self.mean.images == 1:
             return inf
         seen, (low, high) = 1 + NORMAL.inv_cdf(POWER) / self.critical, self.ends
