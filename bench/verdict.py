@@ -40,10 +40,10 @@ from advprune.core.errors import InputError
 from advprune.core.progress import silence
 from advprune.core.resume import Parts
 from advprune.data import load_split
-from advprune.evaluate.craft import Work, craft
+from advprune.evaluate.craft import craft
 from advprune.evaluate.evidence import white_box
 from advprune.evaluate.measures import remnant_accuracy
-from advprune.evaluate.records import predictions
+from advprune.evaluate.records import Work, predictions
 from advprune.evaluate.robust import union
 from advprune.evaluate.suite import Suite
 from advprune.evaluate.transfer import transfer_records
