@@ -149,8 +149,8 @@ def trust(run: Run) -> str:
     if not doubts:
         return f"{f'All {total}' if run.compressed else 'The robust accuracy'} passed every check."
     return (
-        f"{len(run.models) - len(doubts)} of {total} passed every check. Robust accuracy and "
-        f"distances of the others{_named(run, doubts)} are upper bounds."
+        f"{len(run.models) - len(doubts)} of {total} passed every check; robust accuracy and "
+        f"distances of the rest are upper bounds{_named(run, doubts)}."
     )
 
 
