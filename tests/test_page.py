@@ -108,8 +108,8 @@ def test_price_transfer_and_trust_are_a_sentence_each():
     assert trust(run_of()) == "All 3 robust accuracies passed every check."
     hidden = model("A", (36, 36, 36), carried=8, suite=[searched(20)])
     assert trust(run_of(hidden)) == (
-        "1 of 2 robust accuracies passed every check; robust accuracy and distances of the rest are "
-        "upper bounds (the broken A-standard)."
+        "1 of 2 robust accuracies passed every check; robust accuracy and distances of the rest "
+        "are upper bounds (the broken A-standard)."
     )
 
 
