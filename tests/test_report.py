@@ -166,7 +166,7 @@ def test_models_are_grouped_by_network_and_by_what_was_done():
 def test_what_is_swept_is_set_beside_the_same_images():
     whole = run_of(model("A"), params=swept_on(8, settings()))
     assert whole.n == N and whole.swept.n == 8
-    assert len(whole.swept.model("A-standard").transferred("main")) == 8
+    assert len(whole.swept.by_name["A-standard"].transferred("main")) == 8
 
 
 def dense_alone(folder):
