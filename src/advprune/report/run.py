@@ -244,21 +244,23 @@ class Run:
     def swept(self) -> "Run":
         """The same on the images that settings of sweeps and compression curves are attacked on."""
         n = self.profile.sweep_images
-        if n is None:
-            return self
+        return self if n is None else self.first(n)
 
-        def first(records: pd.DataFrame) -> pd.DataFrame:
+    def first(self, n: int) -> "Run":
+        """The models and attackers of the run on its first n images; studies as they are."""
+
+        def part(records: pd.DataFrame) -> pd.DataFrame:
             return records[records["index"] < n]
 
         models = [
             replace(
                 model,
-                records=first(model.records),
-                transfers={key: first(table) for key, table in model.transfers.items()},
+                records=part(model.records),
+                transfers={key: part(table) for key, table in model.transfers.items()},
             )
             for model in self.models
         ]
-        attackers = {source: first(table) for source, table in self.attackers.items()}
+        attackers = {source: part(table) for source, table in self.attackers.items()}
         return replace(self, models=models, attackers=attackers)
 
 
