@@ -349,10 +349,10 @@ def test_accuracy_over_flips_by_hand():
     assert found.high.tolist() == [0.9, 0.8, 0.7, 0.6, 0.6]
     assert flips.start_accuracy(RECORDS) == 0.9
     assert flips.at_the_end(RECORDS, "untargeted") == [0.1, 0.05, 0.6]
-    assert flips.accuracy_after(RECORDS, 1.5) == (2, [0.8, 0.7])
-    assert flips.accuracy_after(RECORDS, 0) == (0, [0.9, 0.9])
-    assert flips.accuracy_after(RECORDS, 100) == (2, [0.8, 0.7])  # all that were made
-    assert flips.accuracy_after(RECORDS, 3, "margin") == (0, [])
+    assert flips.accuracy_after(RECORDS, 1.5) == [0.8, 0.7]
+    assert flips.accuracy_after(RECORDS, 0) == [0.9, 0.9]
+    assert flips.accuracy_after(RECORDS, 100) == [0.8, 0.7]  # all that were made
+    assert flips.accuracy_after(RECORDS, 3, "margin") == []
 
 
 def brute_force(one, other):

@@ -21,6 +21,7 @@ import pandas as pd
 
 from advprune.evaluate.compare import Compared
 from advprune.evaluate.means import Mean, mean
+from advprune.evaluate.statistics import with_ends
 
 End = tuple[float, bool]  # a count of bits, and whether it is censored
 VARIANTS = ("untargeted", "margin", "targeted", "random")
@@ -128,17 +129,12 @@ def over_flips(records: pd.DataFrame, variant: str = "untargeted") -> pd.DataFra
     return pd.DataFrame(wide).rename_axis("flips").reset_index()
 
 
-def accuracy_after(
-    records: pd.DataFrame, flips: float, variant: str = "random"
-) -> tuple[int, Sequence[float]]:
-    """At the first number of at least `flips` after which accuracy was asked for, or else the last:
-    that number, and the accuracies by seed."""
-    asked = records[(records.variant == variant) & records.accuracy.notna()]
-    known = sorted(int(flip) for flip in asked.flip.unique())
-    if not known:
-        return 0, []
-    chosen = next((flip for flip in known if flip >= flips), known[-1])
-    return chosen, asked.loc[asked.flip == chosen].sort_values("seed").accuracy.tolist()
+def accuracy_after(records: pd.DataFrame, flips: float, variant: str = "random") -> Sequence[float]:
+    """Accuracies by seed at the first number of at least `flips` after which accuracy was asked
+    for, or else at the last; empty where there is none."""
+    asked = records[(records.variant == variant) & records.accuracy.notna()].sort_values("seed")
+    later = asked.flip[asked.flip >= flips]
+    return asked.accuracy[asked.flip == (later.min() if len(later) else asked.flip.max())].tolist()
 
 
 def at_the_end(records: pd.DataFrame, variant: str) -> list[float]:
@@ -223,9 +219,5 @@ def _surely_more(one: End, other: End) -> int:
 
 def flips_metric(reached: Reached | None) -> dict[str, float | None]:
     """`flips_to_chance` with its interval for the leaderboard; None where it is not known."""
-    values: tuple[float | None, ...] = (None, None, None)
-    if reached and reached.mean:
-        values = reached.mean.value, *reached.interval
-    names = ("flips_to_chance", "flips_to_chance_low", "flips_to_chance_high")
-    pairs = zip(names, values, strict=True)
-    return {name: None if value is None else round(value, 2) for name, value in pairs}
+    found = (reached.mean.value, *reached.interval) if reached and reached.mean else (None,) * 3
+    return with_ends("flips_to_chance", found, 2)

@@ -40,9 +40,13 @@ class Rate:
 
     def columns(self, name: str) -> dict[str, float | None]:
         """`name`, `name_low` and `name_high`, rounded to 6 places."""
-        names, values = (name, f"{name}_low", f"{name}_high"), (self.value, *self.interval)
-        pairs = zip(names, values, strict=True)
-        return {key: None if value is None else round(value, 6) for key, value in pairs}
+        return with_ends(name, (self.value, *self.interval), 6)
+
+
+def with_ends(name: str, values: tuple[float | None, ...], places: int) -> dict[str, float | None]:
+    """A value and its interval as columns `name`, `name_low` and `name_high`, rounded."""
+    pairs = zip((name, f"{name}_low", f"{name}_high"), values, strict=True)
+    return {key: None if value is None else round(value, places) for key, value in pairs}
 
 
 @cache

@@ -26,8 +26,6 @@ from advprune.training.inputs import Inputs
 from advprune.training.networks import load_or_train
 from advprune.training.standard import accuracy
 
-KEPT = ["flip", "step", "layer", "index", "bit", "hamming", "n_b", "forwards", "gradients"]
-
 
 class BitFlipSettings(Settings):
     """How the weights are stored, and how they are attacked."""
@@ -140,12 +138,9 @@ def recorded(
     table, depths = trace.table, {name: depth for depth, name in enumerate(stored.layers)}
     before = table.loss_before.iloc[0] if len(table) else float("nan")
     start = pd.DataFrame([START | {"loss": before, "accuracy": trace.start_accuracy}])
-    flips = table[KEPT].assign(
-        depth=table.layer.map(depths).astype("int64"),
-        loss=table.loss_after,
-        accuracy=table.accuracy,
-    )
-    found = pd.concat([start, flips] if len(flips) else [start], ignore_index=True)[list(START)]
+    depth = table.layer.map(depths).astype("int64")
+    flips = table.assign(depth=depth, loss=table.loss_after)[list(START)]
+    found = pd.concat([start, flips] if len(flips) else [start], ignore_index=True)
     found = found.assign(reason=trace.reason, layers=len(depths), stored_bits=stored.size)
     found = found.assign(variant=variant, seed=seed)
     return found if entry.trainings == 1 else found.assign(training=seed // settings.seeds)

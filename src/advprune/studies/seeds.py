@@ -6,6 +6,7 @@ attack.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -23,7 +24,6 @@ from advprune.core.settings import Name, Settings
 from advprune.core.train_settings import BinarySettings, RecipeSettings
 from advprune.evaluate.craft import craft
 from advprune.evaluate.means import smallest_mean_difference
-from advprune.evaluate.records import Work
 from advprune.evaluate.statistics import ALPHA
 from advprune.evaluate.transfer import transfer_records
 from advprune.models.card import sparsity_of
@@ -119,7 +119,7 @@ def seeds(settings: SeedsSettings, given: Given) -> Tables:
 
         def records() -> pd.DataFrame:
             model, facts, _ = made()
-            work = Work(seed, given.profile.batch, given.params.attack.score_draws)
+            work = replace(given.work, seed=seed, parts=None)
             table = attacked(name, model.to(given.device), given.test, attacks, work)
             if settings.transfer and point != DENSE:
                 sent = {(DENSE, FROM_DENSE + main): images_of(seed)}
@@ -137,7 +137,7 @@ def seeds(settings: SeedsSettings, given: Given) -> Tables:
     @cache
     def images_of(seed: int) -> torch.Tensor:
         """The main attack's images of the dense network of a seed, uint8 `[N, C, H, W]`."""
-        work = Work(seed, given.profile.batch, given.params.attack.score_draws)
+        work = replace(given.work, seed=seed, parts=None)
         return craft(dense[seed]()[0].to(given.device), *given.test, attacks[main], work).pixels
 
     numbers = range(own, own + settings.seeds if settings.points else own)
