@@ -151,12 +151,18 @@ def compare(
     for column, what in (("index", "images"), ("label", "labels")):
         if not np.array_equal(first[column], second[column]):
             raise ValueError(f"compare: the records are not of the same {what}")
-    void = ""
-    if side == "adv":
-        clean = compare_hits(right(first, "clean"), right(second, "clean"))
-        lower = clean.p < ALPHA and clean.direction < 0
-        void = AT_CHANCE if at_chance(first) else LOWER_CLEAN if lower else ""
-    return replace(compare_hits(right(first, side), right(second, side), margin), void=void)
+    found = compare_hits(right(first, side), right(second, side), margin)
+    if side == "clean":
+        return found
+    clean = compare_hits(right(first, "clean"), right(second, "clean"))
+    return replace(found, void=void_by(clean, at_chance(first)))
+
+
+def void_by(clean: Compared, guesses: bool = False) -> str:
+    """Why a first model is not called higher, by its clean accuracy compared with the second's:
+    what an attack spares of it may only be what it always answers."""
+    lower = clean.p < ALPHA and clean.direction < 0
+    return AT_CHANCE if guesses else LOWER_CLEAN if lower else ""
 
 
 def compare_hits(first: np.ndarray, second: np.ndarray, margin: float = MARGIN) -> Comparison:

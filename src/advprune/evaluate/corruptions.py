@@ -217,12 +217,11 @@ def pixelate(x: np.ndarray, share: float, random: np.random.Generator) -> np.nda
 
 @dataclass(frozen=True, eq=False)
 class Shares:
-    """Per image the share of its `versions` that a model has right, `[n]`. which: those versions,
-    by corruption and severity."""
+    """Per image the share of its versions that a model has right, `[n]`. versions: by corruption
+    and severity."""
 
     values: np.ndarray
-    versions: int
-    which: frozenset[tuple[str, int]] = frozenset()
+    versions: frozenset[tuple[str, int]]
 
     @property
     def mean(self) -> Mean:
@@ -232,9 +231,9 @@ class Shares:
 
 def shares(records: pd.DataFrame) -> Shares:
     """The shares of records of corrupted images, in the order of the images."""
-    by_image = records.assign(right=right(records)).groupby("index").right
-    which = frozenset(zip(records.corruption, records.severity, strict=True))
-    return Shares(by_image.mean().to_numpy(), int(by_image.size().max()), which)
+    by_image = records.assign(right=right(records)).groupby("index").right.mean()
+    versions = frozenset(zip(records.corruption, records.severity, strict=True))
+    return Shares(by_image.to_numpy(), versions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,8 +254,7 @@ class SharesComparison(MeanComparison):
 
 def compare_shares(first: Shares, second: Shares, margin: float = MARGIN) -> SharesComparison:
     """A paired t test over images; ValueError where the number of images or versions differ."""
-    alike = first.versions == second.versions and first.which == second.which
-    if first.values.shape != second.values.shape or not alike:
+    if first.values.shape != second.values.shape or first.versions != second.versions:
         raise ValueError("compare_shares: the shares are not of the same images")
     test = compare_means(first.values[None], second.values[None], margin)
-    return SharesComparison(**vars(test), versions=first.versions)
+    return SharesComparison(**vars(test), versions=len(first.versions))

@@ -6,8 +6,8 @@ from math import inf
 
 import numpy as np
 
-from advprune.evaluate.compare import LOWER_CLEAN, Compared, compare_hits
-from advprune.evaluate.statistics import ALPHA, median_distance
+from advprune.evaluate.compare import Compared, compare_hits, void_by
+from advprune.evaluate.statistics import median_distance
 
 HALVINGS = 60  # of the range of differences: to the last digits
 
@@ -68,8 +68,7 @@ def compare_distances(first: np.ndarray, second: np.ndarray) -> DistanceComparis
     from scipy.stats import wilcoxon
 
     own, other = (np.asarray(one, dtype=float) for one in (first, second))
-    clean = compare_hits(own > 0, other > 0)
-    void = LOWER_CLEAN if clean.p < ALPHA and clean.direction < 0 else ""
+    void = void_by(compare_hits(own > 0, other > 0))
     with np.errstate(invalid="ignore"):
         changes = np.where(np.isinf(own) & np.isinf(other), 0.0, own - other)
     p = float(wilcoxon(changes, zero_method="pratt").pvalue) if changes.any() else 1.0

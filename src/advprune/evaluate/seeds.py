@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from advprune.core.params import FROM_DENSE
-from advprune.evaluate.compare import ALPHA, AT_CHANCE, LOWER_CLEAN
+from advprune.evaluate.compare import void_by
 from advprune.evaluate.means import Mean, MeanComparison, compare_means, mean
 from advprune.evaluate.measures import right
 from advprune.evaluate.robust import union
@@ -94,10 +94,8 @@ def guarded(
 ) -> MeanComparison:
     """One point against another, void where the first's clean accuracy is at chance (its interval
     reaches down to guessing) or significantly lower. side: robust or area."""
-    clean = one.against(other, "clean", margin)
-    lower = clean.p < ALPHA and clean.direction < 0
     guesses = one.mean("clean").interval[0] <= 1 / classes
-    void = AT_CHANCE if guesses else LOWER_CLEAN if lower else ""
+    void = void_by(one.against(other, "clean", margin), guesses)
     bounds = bool(one.doubt), bool(other.doubt)
     return replace(one.against(other, side, margin), void=void, bounds=bounds)
 
