@@ -23,8 +23,8 @@ TOP = 0.999  # the percentile of sizes that stands for a layer's largest values
 
 @dataclass
 class _Sums:
-    """Figures of one layer's output by side: `of` are summed, `most` the largest of all batches.
-    They stay on the device until the end, so that nobody waits for a GPU."""
+    """Figures of one layer's output by side: `of` are summed, `most` the largest of all batches;
+    on the device until the end."""
 
     of: defaultdict[str, Any] = field(default_factory=lambda: defaultdict(float))
     most: defaultdict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
@@ -97,10 +97,8 @@ class _Sums:
 
 
 def wasserstein(first: Tensor, second: Tensor) -> Tensor:
-    """1-Wasserstein distance of two equally large samples: mean |difference of sorted values|.
-
-    Larger tensors are thinned evenly to `SAMPLE` values first, at the same places in both.
-    """
+    """1-Wasserstein distance of two equally large samples, mean |difference of sorted values|, both
+    thinned evenly to `SAMPLE` values."""
     thin = max(1, first.numel() // SAMPLE)
     return (ordered(first[::thin]) - ordered(second[::thin])).abs().mean()
 

@@ -1,8 +1,7 @@
 """How long a network takes on this machine, as PyTorch runs it here.
 
-Networks take turns, call by call, so that what else the machine does meets all of them. A mask of
-zeros saves no time in dense kernels, and quantized networks here are integers in floating point.
-Times differ between runs; nothing that is compared byte by byte may contain them.
+Networks take turns, call by call, so that what else the machine does meets all of them. Nothing
+that is compared byte by byte may contain times.
 """
 
 import platform

@@ -62,9 +62,9 @@ def underpowered(params: Params, typed: dict[str, BitFlipSettings]) -> Iterator[
 
 @study("bitflip", BitFlipSettings, underpowered, reads=("flips", "model", "train"))
 def bitflips(entry: BitFlipSettings, given: Given) -> Tables:
-    """Records (see `evaluate.flips`) of every variant on every batch; with more trainings each has
-    batches of its own. UserError for a model of integers, one that draws at random, a target that
-    is no class, or trainings of a model that is not trained from scratch."""
+    """Records (see `evaluate.flips`) of every variant on every batch; each training has batches of
+    its own. UserError for a model of integers, one that draws at random, a target that is no class,
+    or trainings of a model that is not trained from scratch."""
     flips, place = given.profile.flips, f"studies.{given.name}.of"
     classes = len(given.splits["test"].classes)
     if given.card["bits"] not in (1, 32):
@@ -114,8 +114,7 @@ def trained(given: Given, number: int) -> nn.Module:
 def recorded(
     entry: BitFlipSettings, given: Given, stored: StoredModel, variant: str, seed: int, budget: int
 ) -> pd.DataFrame:
-    """A run as records: the row before any flip, then one row per flip. Accuracy is that on the
-    test images."""
+    """A run as records: the row before any flip, then one row per flip."""
     settings, batch = given.profile.flips, given.profile.batch
     common: dict[str, Any] = {"evaluate": lambda model: accuracy(model, *given.test, batch)}
     common["budget"] = budget

@@ -1,8 +1,7 @@
 """Seeds: families and binary networks, once per seed, beside the dense network of that seed.
 
-One trained network shows one outcome; judging a family takes several. The seed sets initialization,
-order and random starts of the dense network, the family's own training, and the starts of the
-attack.
+The seed sets initialization, order and random starts of the dense network, the family's own
+training, and the starts of the attack.
 """
 
 from collections.abc import Callable, Iterator
