@@ -202,7 +202,7 @@ def test_a_linear_network_has_no_error_and_half_of_it_one_that_is_known(attacked
     linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     found = errors(linear, attacked)
     assert found.max().max() < 1e-6
-    astray = errors(masked.Backwards(linear), attacked)
+    astray = errors(masked.backwards(linear), attacked)
     assert np.allclose(astray, 2.0, atol=1e-4)  # |a - (-a)| / |a|
 
 
