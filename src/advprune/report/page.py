@@ -13,7 +13,7 @@ from advprune import __version__
 from advprune.report.chart import Chart
 from advprune.report.chart_live import library, live
 from advprune.report.chart_png import png
-from advprune.report.formats import code, heading, hint, markdown, shown_columns, sort_value, texts
+from advprune.report.formats import HINTS, code, heading, markdown, sort_value, texts
 from advprune.report.run import Run
 from advprune.report.section import Part, sections
 from advprune.report.summary import OF_ONE, QUESTION, summary
@@ -112,14 +112,14 @@ def _render(template: str, run: Run, found: list[Shown], **more: Any) -> str:
 
 def grid(table: pd.DataFrame) -> Grid:
     """A table of raw numbers as the page shows it, without columns that hold no value."""
-    kept = [c for c in shown_columns(table) if table[c].map(sort_value).notna().any()]
     read = texts(table)
+    kept = [c for c in map(str, read) if table[c].map(sort_value).notna().any()]
     columns = []
     for c in kept:  # sentences are notes, longer figures may wrap, a name is not broken
         longest = int(read[c].str.len().max()) if read[c].str.contains(" ").any() else 0
         look = "note" if longest > 44 else "wrap" if longest > 24 else ""
         look = "code" if c == "command" else look
-        columns.append(Column(heading(c), hint(c), c in CHOSEN, look))
+        columns.append(Column(heading(c), HINTS.get(c, ""), c in CHOSEN, look))
     cells = [zip(read[c], map(sort_value, table[c]), strict=True) for c in kept]
     return Grid(columns, list(zip(*cells, strict=True)))
 

@@ -80,6 +80,11 @@ class Model:
             return self.attack(attack)
         return self.transfers.get((source, attack), self.records.iloc[:0])
 
+    def first(self, n: int) -> "Model":
+        """The same with what was recorded on the first `n` images alone."""
+        transfers = {source: _first(table, n) for source, table in self.transfers.items()}
+        return replace(self, records=_first(self.records, n), transfers=transfers)
+
 
 class Absent(NamedTuple):
     """What has not been run, and the stage that makes it. kind: `model`, `study` or `transfer` (to
@@ -246,20 +251,8 @@ class Run:
         n = self.profile.sweep_images
         if n is None:
             return self
-
-        def first(records: pd.DataFrame) -> pd.DataFrame:
-            return records[records["index"] < n]
-
-        models = [
-            replace(
-                model,
-                records=first(model.records),
-                transfers={key: first(table) for key, table in model.transfers.items()},
-            )
-            for model in self.models
-        ]
-        attackers = {source: first(table) for source, table in self.attackers.items()}
-        return replace(self, models=models, attackers=attackers)
+        attackers = {source: _first(table, n) for source, table in self.attackers.items()}
+        return replace(self, models=[m.first(n) for m in self.models], attackers=attackers)
 
 
 def in_order(records: pd.DataFrame) -> pd.DataFrame:
@@ -270,3 +263,7 @@ def in_order(records: pd.DataFrame) -> pd.DataFrame:
 def grouped(records: pd.DataFrame, column: str) -> dict[Any, pd.DataFrame]:
     """Records by the values of a column as they appear, each in the order of the images."""
     return {value: in_order(part) for value, part in records.groupby(column, sort=False)}
+
+
+def _first(records: pd.DataFrame, n: int) -> pd.DataFrame:
+    return records[records["index"] < n]
