@@ -86,9 +86,9 @@ def test_the_name_of_a_column_says_how_it_reads():
 
 def test_a_table_is_shown_without_columns_that_say_nothing():
     table = pd.DataFrame({"model": ["A", "B"], "bits": [8, 32], "ece": [None, None]})
-    found = grid(table)
-    assert [column.name for column in found.columns] == ["model", "bits"]
-    assert [[value for _, value in row] for row in found.rows] == [["A", 8.0], ["B", 32.0]]
+    columns, rows = grid(table)
+    assert [column.name for column in columns] == ["model", "bits"]
+    assert [[value for _, value in row] for row in rows] == [["A", 8.0], ["B", 32.0]]
     assert str(markdown_table(table.assign(model=["a|b", "<b>"]))).count("\\|") == 1
 
 
