@@ -191,7 +191,7 @@ RESULTS_TEXT = results(run_of(model("A"))).to_csv(index=False)
     [
         ("", "is damaged"),
         ("a,b\n1,2\n", "has no column model"),
-        (RESULTS_TEXT.replace(",norm,", ",x,", 1), "has no column norm"),
+        (RESULTS_TEXT.replace(",eps,", ",x,", 1), "has no column eps"),
         (RESULTS_TEXT.replace(",1111000", ",1112000"), "not 0 or 1 per image"),
         (RESULTS_TEXT.replace(",1111000", ",111000"), "not 0 or 1 per image"),
         (
