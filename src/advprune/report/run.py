@@ -80,11 +80,6 @@ class Model:
             return self.attack(attack)
         return self.transfers.get((source, attack), self.records.iloc[:0])
 
-    def first(self, n: int) -> "Model":
-        """The same with what was recorded on the first `n` images alone."""
-        transfers = {source: _first(table, n) for source, table in self.transfers.items()}
-        return replace(self, records=_first(self.records, n), transfers=transfers)
-
 
 class Absent(NamedTuple):
     """What has not been run, and the stage that makes it. kind: `model`, `study` or `transfer` (to
@@ -249,10 +244,24 @@ class Run:
     def swept(self) -> "Run":
         """The same on the images that settings of sweeps and compression curves are attacked on."""
         n = self.profile.sweep_images
-        if n is None:
-            return self
-        attackers = {source: _first(table, n) for source, table in self.attackers.items()}
-        return replace(self, models=[m.first(n) for m in self.models], attackers=attackers)
+        return self if n is None else self.first(n)
+
+    def first(self, n: int) -> "Run":
+        """The models and attackers of the run on its first n images; studies as they are."""
+
+        def part(records: pd.DataFrame) -> pd.DataFrame:
+            return records[records["index"] < n]
+
+        models = [
+            replace(
+                model,
+                records=part(model.records),
+                transfers={key: part(table) for key, table in model.transfers.items()},
+            )
+            for model in self.models
+        ]
+        attackers = {source: part(table) for source, table in self.attackers.items()}
+        return replace(self, models=models, attackers=attackers)
 
 
 def in_order(records: pd.DataFrame) -> pd.DataFrame:
@@ -263,7 +272,3 @@ def in_order(records: pd.DataFrame) -> pd.DataFrame:
 def grouped(records: pd.DataFrame, column: str) -> dict[Any, pd.DataFrame]:
     """Records by the values of a column as they appear, each in the order of the images."""
     return {value: in_order(part) for value, part in records.groupby(column, sort=False)}
-
-
-def _first(records: pd.DataFrame, n: int) -> pd.DataFrame:
-    return records[records["index"] < n]
