@@ -208,7 +208,7 @@ def odd_dicts(network):
 def test_odd_state_dicts(network, tmp_path):
     header = b'{"a":{"dtype":"F32","shape":[0,4294967296,4294967296],"data_offsets":[0,0]}}'
     (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-    with pytest.raises(UserError, match="a has the shape"):
+    with pytest.raises(UserError, match=r"a \(.*\) is no plain tensor"):
         opened(tmp_path / "a.safetensors")
     for name, content in odd_dicts(network).items():
         torch.save(content, tmp_path / "theirs.pt")
@@ -218,7 +218,7 @@ def test_odd_state_dicts(network, tmp_path):
             assert "\n" not in str(error), name
             assert name not in ("deep", "encoder")
         else:
-            assert name in ("deep", "encoder", "sparse", "complex", "stride 0"), name
+            assert name in ("deep", "encoder", "complex"), name
 
 
 # --- pictures ------------------------------------------------------------------------------------

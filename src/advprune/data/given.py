@@ -39,8 +39,9 @@ def read_given(
     if place.is_dir():
         if not (place / part).is_dir() and any((place / name).is_dir() for name in SPLITS):
             raise UserError(f"{place} has no {part}/; give a folder with one sub-folder per class")
-        files = sorted(parts for parts, _ in checked(place, in_folder(place, part)))
-        kinds = sorted({kind for _, kind, _ in files})
+        held = [parts for parts, _ in checked(place, in_folder(place, part))]
+        files = sorted(parts for parts in held if len(parts) == 3)
+        kinds = sorted(parts[1] for parts in held if len(parts) == 2)
         names = tuple(classes or kinds)
         if unknown := [kind for kind in kinds if kind not in names]:
             raise UserError(

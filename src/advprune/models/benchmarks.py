@@ -56,20 +56,19 @@ def _vgg(tensors: Tensors) -> dict[str, Any]:
 
 
 PWOA = {"layer6.0": "classifier.0", "layer7.0": "classifier.2", "layer8": "classifier.4"}
-STARTS = (0, 7, 14, 24, 34)  # of VGG16's stages among the modules of `features`
+# PwoA's `layer<stage>.<place>.<0 or 1>`, for convolutions and their batch-norms.
+PWOA |= {
+    f"layer{stage}.{place}.{part}": f"features.{start + 3 * place + part}"
+    for stage, start in enumerate((0, 7, 14, 24, 34), 1)
+    for place in range(3)
+    for part in (0, 1)
+}
 
 
 def _from_stages(name: str) -> str:
-    """PwoA's VGG16: `layer<stage>.<place>.<0 or 1>` for convolutions and their batch-norms."""
-    for theirs, ours in PWOA.items():
-        if name.startswith(f"{theirs}."):
-            return ours + name.removeprefix(theirs)
-    stage, *rest = name.removeprefix("layer").split(".")
-    if len(rest) != 3 or not name.startswith("layer") or not (stage + rest[0] + rest[1]).isdigit():
-        return name
-    if not 1 <= int(stage) <= len(STARTS):
-        return name
-    return f"features.{STARTS[int(stage) - 1] + 3 * int(rest[0]) + int(rest[1])}.{rest[2]}"
+    """The name of a tensor of PwoA's VGG16 in ours."""
+    layer, _, tensor = name.rpartition(".")
+    return f"{PWOA[layer]}.{tensor}" if layer in PWOA else name
 
 
 VGG = ("features.0.weight", "features.40.weight", "features.41.running_var")

@@ -140,8 +140,6 @@ def misfit(tensor: torch.Tensor, place: torch.Tensor) -> str | None:
     Floating numbers of any width are converted, where they stay finite; others must be of the same
     type, because conversion would cut them. The place may be on the meta device.
     """
-    if tensor.layout != torch.strided or tensor.is_quantized:
-        return "is no plain tensor"
     if tensor.shape != place.shape:
         return (
             f"has shape {list(tensor.shape)} where {list(place.shape)} is needed; is it a "

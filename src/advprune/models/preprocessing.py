@@ -33,44 +33,38 @@ class Preprocessing:
 
 
 class _Config(Settings):
-    """A config.json of timm's kind. pretrained_cfg: of images; if left out, the file itself."""
+    """A config.json of timm's kind. What it says of images is in pretrained_cfg, or beside it."""
 
     model_config = ConfigDict(extra="ignore")
     architecture: str
     num_classes: int | None = Field(default=None, ge=1, le=MOST_CLASSES)
     model_args: dict[str, Any] | None = None
-    pretrained_cfg: dict[str, Any] | None = None
-
-
-class _Shown(Settings):
-    model_config = ConfigDict(extra="ignore")
     input_size: tuple[int, int, int] = (COLOUR, 1, 1)
-    num_classes: int | None = Field(default=None, ge=1, le=MOST_CLASSES)
 
 
-def _config(checkpoint: Path) -> tuple[_Config, dict[str, Any]] | None:
-    """The config.json beside a checkpoint and what it says of images; None where there is none, or
-    where it is not of timm's kind. UserError where it is wrong."""
+def _config(checkpoint: Path) -> dict[str, Any] | None:
+    """What the config.json beside a checkpoint holds, and what it says of images; None where there
+    is none, or where it is not of timm's kind."""
     place = checkpoint.with_name(CONFIGURATION)
     read = read_json(place) if place.is_file() else None
     if not isinstance(read, dict) or "architecture" not in read:
         return None
-    config = parse(_Config, read, str(place))
-    return config, read if config.pretrained_cfg is None else config.pretrained_cfg
+    if not isinstance(images := read.get("pretrained_cfg") or {}, dict):
+        raise UserError(f"{place}: pretrained_cfg is no mapping")
+    return images | {key: value for key, value in read.items() if value is not None}
 
 
 def described(checkpoint: Path) -> dict[str, Any]:
     """What the config.json beside a checkpoint says of its network: architecture, classes,
     channels, options. Empty where there is none, or where it is not of timm's kind."""
-    if (found := _config(checkpoint)) is None:
+    if (held := _config(checkpoint)) is None:
         return {}
-    config, own = found
-    images = parse(_Shown, own, str(checkpoint.with_name(CONFIGURATION)))
+    config = parse(_Config, held, str(checkpoint.with_name(CONFIGURATION)))
     said = {
         "architecture": f"timm/{config.architecture}",
         "options": {k: v for k, v in (config.model_args or {}).items() if k not in GIVEN},
-        "channels": images.input_size[0],
-        "classes": config.num_classes or images.num_classes,
+        "channels": config.input_size[0],
+        "classes": config.num_classes,
     }
     return {key: value for key, value in said.items() if value}
 
@@ -104,10 +98,8 @@ def preprocessing_of(
     sides = (side, side) if isinstance(side, int) else side
     given = {"input_size": (COLOUR, *sides)} if isinstance(sides, list | tuple) else {}
     try:
-        if checkpoint and (beside := _config(checkpoint)):
-            own = beside[1]
-        else:
-            own = timm.get_pretrained_cfg(name).to_dict()
+        own = checkpoint and _config(checkpoint)
+        own = own or timm.get_pretrained_cfg(name).to_dict()
         found = importlib.import_module("timm.data").resolve_data_config(given, pretrained_cfg=own)
         (*_, height, width), mode = found["input_size"], found["crop_mode"]
         side, squash = floor(width / found["crop_pct"]), mode == "squash"
