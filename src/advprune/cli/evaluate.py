@@ -172,7 +172,7 @@ def read_onnx(place: "Repository", path: Path, known: Network) -> "Subject":
     from advprune.models.spec import Normalize
     from advprune.models.target import target_of
 
-    place.fitted(known.fit() or fit_of(path))
+    place.show(known.fit() or fit_of(path))
     split = place.split("test")
     said = known.preprocessing(None, split.shape[0])
     normalize = Normalize(said["mean"], said["std"]) if "mean" in said else None

@@ -8,20 +8,29 @@ real. The twin computes the same map in float32, where rounding and clipping hav
 (BPDA, Athalye et al. 2018): attacks run on the twin and are scored on the integers.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from advprune.core.device import device_of, full_precision
 from advprune.core.errors import InputError, UserError
 from advprune.models.border import check_images, compressible, logits_of
 from advprune.models.fold import fold_batchnorm
-from advprune.models.insert import Reads, watched
+from advprune.models.insert import Calls, watched
 from advprune.models.quantized import QuantizedLayer, float_layers, twin
 from advprune.models.spec import QuantizationSpec, attach, spec_of
 from advprune.models.stochastic import undisturbed
 
 BATCH = 64  # images in a pass
 SEED = 0  # of a randomized network's draws while ranges are observed, or twins compared
+
+# What a layer of integers answers as the layer that it stands for does.
+ASKS = {
+    *(torch.Tensor.size, torch.Tensor.dim, torch.Tensor.numel),
+    *(getattr(torch.Tensor, name).__get__ for name in ("shape", "ndim", "device")),
+}
 
 
 def quantize(model: nn.Module, images: torch.Tensor, bits: int = 8) -> nn.Module:
@@ -75,11 +84,18 @@ def calibrated(
         if getattr(layer, "padding_mode", "zeros") == "zeros"
     }
     device = device_of(folded)
-    quiet, reads = undisturbed(device, SEED), Reads(plain)
-    with torch.no_grad(), full_precision(), quiet, watched(plain, look), reads:
+    owners = {id(p): name for name, layer in plain.items() for p in layer.parameters()}
+    elsewhere = {""}  # layers whose weights are read by more than their own passes
+
+    def read(passing: str, function: Any, given: Any) -> None:
+        if function not in ASKS:
+            elsewhere.update({owners.get(id(one), "") for one in tree_leaves(given)} - {passing})
+
+    quiet, calls = undisturbed(device, SEED), Calls(plain, read)
+    with torch.no_grad(), full_precision(), quiet, watched(plain, look), calls:
         for part in images.split(BATCH):
             folded(part.to(device))
-    alone = [name for name in plain if name in ends and name not in reads.names]
+    alone = [name for name in plain if name in ends and name not in elsewhere]
     if not alone:
         raise UserError(
             "quantize: the network calls no nn.Conv2d or nn.Linear whose weight it reads by that "
