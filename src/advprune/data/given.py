@@ -30,10 +30,9 @@ def read_given(
     """Read the pictures at `place`: at most that many, drawn at random, each class with its share.
 
     classes: names in the order of the network's outputs; by default those of a folder's sub-folders
-    in alphabetical order, of a split its own, of a `.npz` file its numbers. All pictures of a split
-    come in its order, unless it is sorted by class. fit: resizes or cuts the pictures of a folder.
-    part: the sub-folder that is read of a folder which has train/ and test/.
-    UserError on what cannot be used.
+    in alphabetical order, of a split its own, of a `.npz` file its numbers. fit: resizes or cuts
+    the pictures of a folder. part: the sub-folder that is read of a folder which has train/ and
+    test/. UserError on what cannot be used.
     """
     place = existing(str(place), "--data")
     if place.is_dir():

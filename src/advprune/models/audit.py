@@ -1,9 +1,5 @@
 """Audit of a checkpoint: what its tensors are, how sparse, and which network they make up, if any.
-
-A tensor under a wrong name leaves random weights in its place, and the sparsity in a file may
-differ from the one that is claimed. Here tensors are compared with what the architecture needs,
-name by name, and zeros are counted. No network is run; what fits is what `checkpoint.fill` loads.
-"""
+What fits is what `checkpoint.fill` loads; no network is run."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -46,12 +42,10 @@ class Layer:
 class Audit:
     """What a checkpoint holds.
 
-    spec: the architecture that the tensors were compared with; None where none fits. source: where
-    that is from (header, given or inferred). layers: the prunable weights, in the network's order
-    (in the file's without an architecture, which is told by their names and shapes). tensors: under
-    the network's names, masks applied. zeros, count: of all weights and biases, those of batch-norm
-    too, and the network's other parameters. faults: one line each; a network with a fault is not to
-    be evaluated. notes: what is odd and yet no fault.
+    spec: the architecture that the tensors were compared with; None where none fits. source:
+    header, given or inferred. layers: the prunable weights, in the network's order. tensors: under
+    the network's names, masks applied. zeros, count: of all parameters. faults: one line each; a
+    network with a fault is not to be evaluated. notes: what is odd and yet no fault.
     """
 
     spec: ModelSpec | None
@@ -108,11 +102,9 @@ def audit(
 
     spec: what they should be, from the file's header; `given`, of architecture, width, channels and
     classes, must not contradict it. Without a header the architecture is inferred, with what is
-    given fixed. tolerance: numbers of at most this magnitude count as zeros, at least 0. keep: the
-    share of each layer's weights that the largest |popup_scores| keep, in (0, 1], for files that
-    hold such scores (HYDRA, Sehwag et al., 2020, where it is called k). factory: the function of
-    the user's that may be called to make the network (`checkpoint.build`). Raises UserError where
-    `given`, tolerance or keep are out of range, and where the network cannot be made.
+    given fixed. tolerance: numbers of at most this magnitude count as zeros. keep: as in
+    `weights.plain`. factory: as in `checkpoint.build`. UserError where `given`, tolerance or keep
+    are out of range, and where the network cannot be made.
     """
     if not 0 <= tolerance < inf:
         raise UserError(f"the tolerance of zeros is a number of at least 0 (got {tolerance})")
@@ -189,8 +181,7 @@ def _faults(tensors: Tensors, wanted: Tensors, fits: bool) -> Iterator[str]:
 
 
 def network_of(spec: ModelSpec | None, factory: str | None = None) -> nn.Module | None:
-    """The network of a spec; of this library's without memory for numbers, which the code of others
-    may need."""
+    """The network of a spec; of this library's without memory for numbers."""
     if spec is None:
         return None
     with nullcontext() if spec.is_foreign else torch.device("meta"):
@@ -227,13 +218,9 @@ def foreign_spec(given: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) 
 
 
 def inferred(tensors: Tensors, given: Mapping[str, Any]) -> ModelSpec | None:
-    """The network of this library that the tensors' names and shapes fit best; None where there is
-    none.
-
-    A fourth stage makes it a ResNet18. Width and channels are those of `conv1.weight`, classes
-    those of the last linear layer, unless `given` says otherwise; normalization cannot be told from
-    weights and is none. UserError where what is given describes no network.
-    """
+    """The network of this library that the tensors' names and shapes fit best, with what is
+    `given`; None where there is none. A fourth stage makes it a ResNet18; normalization cannot be
+    told from weights. UserError where what is given describes no network."""
     architecture = "resnet18" if any(n.startswith("layer4.") for n in tensors) else "resnet20"
     sizes: dict[str, Any] = {"architecture": architecture, **shown(architecture, tensors)}
     if (stem := tensors.get("conv1.weight")) is not None and stem.ndim == 4:

@@ -1,13 +1,10 @@
-"""The networks of RobustBench and AdversarialPruningBenchmark, for images of 32x32, and the
-checkpoints of these benchmarks under this library's names.
+"""The networks of RobustBench and AdversarialPruningBenchmark, for images of 32x32, with the names
+of tensors of their files, by some of which each is told. ResNet18 in the form that is usual for
+CIFAR is this library's `resnet18`.
 
 wide_resnet: Zagoruyko and Komodakis, Wide Residual Networks (BMVC 2016). preact_resnet18: He et
 al., Identity Mappings in Deep Residual Networks (ECCV 2016). vgg16: Simonyan and Zisserman (ICLR
-2015) with batch-norm and fewer linear layers than for ImageNet. Tensors have the names of the
-benchmarks' files. On images of 32x32 pooling is theirs; of other sizes, it is adaptive.
-
-In a file, each kind of network is told by some names of tensors that no other has. ResNet18 in the
-form that is usual for CIFAR needs no row: it is this library's `resnet18`.
+2015) with batch-norm and fewer linear layers than for ImageNet.
 """
 
 from collections.abc import Callable, Mapping

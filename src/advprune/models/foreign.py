@@ -48,9 +48,9 @@ def size_of(layer: Sized) -> tuple[int, int]:
 
 
 def resized(network: nn.Module, sizes: Sizes) -> nn.Module:
-    """The network, in place, with those layers cut to their sizes, as removing filters leaves it;
-    their numbers are the first of those before. A depthwise convolution has as many groups as
-    outputs. UserError where it has no such layer, or a smaller one."""
+    """The network, in place, with those layers cut to their sizes, as removing filters leaves it. A
+    depthwise convolution has as many groups as outputs. UserError where it has no such layer, or a
+    smaller one."""
     layers = dict(network.named_modules())
     for name, (outputs, inputs) in sizes.items():
         layer = layers.get(name)
@@ -78,11 +78,9 @@ def resized(network: nn.Module, sizes: Sizes) -> nn.Module:
 
 
 class Foreign(nn.Module):
-    """Images `[N, C, H, W]` in [0, 1] to logits `[N, classes]`, by a foreign network.
-
-    make: gives the network anew, each time initialized from torch's random state. Grey images are
-    shown to torchvision's models as colour ones.
-    """
+    """Images `[N, C, H, W]` in [0, 1] to logits `[N, classes]`, by a foreign network. make: gives
+    it anew, initialized from torch's random state. Torchvision's models see grey images as colour
+    ones."""
 
     def __init__(self, spec: ModelSpec, make: Make) -> None:
         super().__init__()
@@ -109,12 +107,10 @@ class Foreign(nn.Module):
 
 @bounded_memory()
 def build_foreign(spec: ModelSpec, allowed: str | None = None) -> Foreign:
-    """The network of a spec that is not one of this library's.
-
-    allowed: the function that may be called, as `package.module:function`. UserError where the spec
-    names another function or an unknown model, where the package is missing, or where what is made
-    is no network that can be compressed and stored.
-    """
+    """The network of a spec that is not one of this library's. allowed: the function that may be
+    called, as `package.module:function`. UserError where the spec names another function or an
+    unknown model, where the package is missing, or where what is made cannot be compressed and
+    stored."""
     if spec.factory is not None and spec.factory != allowed:
         raise UserError(
             f"the network is made by the function {spec.factory}, which is not called because a "
@@ -228,8 +224,7 @@ def _faults(model: Foreign) -> Iterator[str]:
 @bounded_memory()
 def check_answers(model: nn.Module, shape: tuple[int, int, int]) -> None:
     """UserError where a foreign network does not keep the contract on images `(C, H, W)`, in
-    evaluation mode as in training; the model stays as it was. The library's own networks keep it,
-    and so do what families make of a network that does. It may draw at random."""
+    evaluation mode as in training; the model stays as it was. It may draw at random."""
     if not isinstance(model, Foreign) or model.spec.layers or model.spec.quantization:
         return
     who, classes = f"{model.spec.architecture}, images {list(shape)}", model.spec.classes

@@ -1,7 +1,5 @@
-"""Layers that families put into a network: behind a ReLU, or behind a convolution.
-
-They would be missing behind activations that are no sites, which are found here as well.
-"""
+"""Layers that families put into a network, behind a ReLU or behind a convolution, and what passes
+of a network show: layers, functions, activations that are no sites."""
 
 import importlib
 from collections import Counter
@@ -53,8 +51,8 @@ def inserted_layer(
 
 
 def layer_of(spec: LayerSpec) -> nn.Module:
-    """One layer of a spec; families register theirs when their package is imported. UserError
-    where there is no such kind, or it does not take these settings."""
+    """One layer of a spec; families register theirs when their package is imported. UserError where
+    there is no such kind, or it does not take these settings."""
     if spec.kind not in _LAYERS:
         importlib.import_module("advprune.pruning")
     if spec.kind not in _LAYERS:

@@ -1,8 +1,6 @@
-"""How a network was trained to be given images: normalization, and the size of the pictures.
-
-timm's models say so in their configurations, torchvision's weights in their transforms, and a
-config.json beside a checkpoint, as timm writes it for the Hugging Face Hub, says it of that file.
-"""
+"""How a network was trained to be given images: normalization, and the size of the pictures, by
+timm's configuration, torchvision's transforms, or a config.json beside a checkpoint, as timm writes
+it for the Hugging Face Hub."""
 
 import importlib
 from collections.abc import Mapping, Sequence
@@ -74,10 +72,10 @@ def preprocessing_of(
 ) -> Preprocessing | None:
     """How a model of timm or torchvision was trained to be given images; None where nothing says.
 
-    checkpoint: its file: a config.json beside it counts before timm's configuration of that name,
-    and of torchvision's weights those are taken that the file is called like, or the newest. A side
-    among the `options` of a timm model replaces that of its configuration. UserError where timm is
-    missing or the config.json is wrong.
+    checkpoint: its file: a config.json beside it counts before timm's configuration, and of
+    torchvision's weights those are taken that the file is called like, or the newest. A side among
+    the `options` of a timm model counts first. UserError where timm is missing or the config.json
+    is wrong.
     """
     collection, name = collection_of(architecture)
     if collection == "torchvision":
@@ -117,7 +115,7 @@ def _fit(resize: int, crop: int, interpolation: str, squash: bool = False) -> Fi
 
 def for_channels(name: str, numbers: Sequence[float], channels: int) -> tuple[float, ...]:
     """One number for each channel: of one, it is repeated; of several for grey images, their mean.
-    UserError where they are not as many as there are channels; `name` begins it."""
+    UserError where they are not as many; `name` begins it."""
     if len(numbers) == channels:
         return tuple(numbers)
     if len(numbers) > 1 < channels:

@@ -1,5 +1,5 @@
-"""The tensors of a file, safetensors or a PyTorch state dict, and the names that wrappers of a
-network give them. No pickle is ever run."""
+"""The tensors of a file, safetensors or a PyTorch state dict, and their names. No pickle is ever
+run."""
 
 import re
 from collections.abc import Callable, Container, Iterable
@@ -44,13 +44,10 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 @bounded_memory()
 def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The tensors of a safetensors file or of a PyTorch state dict, and the header's metadata.
-
-    A state dict is read with `weights_only=True`, so that no code in it is run, and may lie inside
-    others. Of several networks in a file the first is read, and the metadata's entry `several` says
-    which there are: `header_spec` refuses them. UserError where the file cannot be read or holds
-    anything else.
-    """
+    """The tensors of a safetensors file or of a PyTorch state dict, which may lie inside others,
+    and the header's metadata. Of several networks in a file the first is read, and the metadata's
+    entry `several` says which there are: `header_spec` refuses them. UserError where the file
+    cannot be read or holds anything else."""
     if path.suffix == ".safetensors":
         return read_tensors(path)
     plain_file(path, "checkpoint")

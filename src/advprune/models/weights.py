@@ -37,9 +37,9 @@ def plain(
     """Tensors under the names of a network of that spec, with masks applied to their weights.
 
     Understood are `X_orig` with `X_mask` (torch.nn.utils.prune), `X` with `X_mask`, a layer's
-    `weight` with its `mask`, and a `weight` with `popup_scores`, of which each layer keeps the
-    share `keep`. What the network has itself (`wanted`) is none of these. Raises UserError where
-    `keep` is outside (0, 1].
+    `weight` with its `mask`, and with `popup_scores` (HYDRA), of which each layer keeps the share
+    `keep`, in (0, 1], with the largest magnitudes. What the network has itself (`wanted`) is none
+    of these.
     """
     if keep is not None and not 0 < keep <= 1:
         raise UserError(f"the share of weights to keep lies in (0, 1] (got {keep})")

@@ -1,11 +1,10 @@
 """Post-training quantization to b bits: an integer-valued model and its differentiable twin.
 
 Nagel et al., A White Paper on Neural Network Quantization (2021), sections 2 and 3. Batch-norm is
-folded; weights are symmetric per output channel, `W ~ s_w q_w`, inputs affine per tensor,
-`x ~ s_x (q_x - z)`, biases 32-bit integers on the scale `s_x s_w`. Whole numbers are carried in
-floats that hold them exactly, so that every machine gets the same ones; between layers values are
-real. The twin computes the same map in float32, where rounding and clipping have derivative one
-(BPDA, Athalye et al. 2018): attacks run on the twin and are scored on the integers.
+folded; weights are symmetric per output channel, `W ~ s_w q_w`, inputs affine per tensor, `x ~ s_x
+(q_x - z)`, biases 32-bit integers on the scale `s_x s_w`. Whole numbers are carried in floats that
+hold them exactly; between layers values are real. The twin computes the same map in float32, where
+rounding and clipping have derivative one (BPDA, Athalye et al. 2018).
 """
 
 from typing import Any
@@ -34,13 +33,14 @@ ASKS = {
 
 
 def quantize(model: nn.Module, images: torch.Tensor, bits: int = 8) -> nn.Module:
-    """Quantize a dense model; input ranges are those on `images` `[N, C, H, W]` in [0, 1].
+    """Quantize a copy of a dense model; input ranges are those on `images` `[N, C, H, W]` in [0,
+    1].
 
-    bits: 2 to 8. The given model stays as it was. In a foreign network, layers that are more than
-    nn.Conv2d or nn.Linear, or whose weight or bias is read by more than their own passes, are left
-    in floating point; the spec names them. ValueError for other bits; UserError for a binary
-    network, where a family put a layer on a weight or behind a convolution, where there is nothing
-    to quantize, and where the network's code does not run on such layers.
+    bits: 2 to 8. In a foreign network, layers that are more than nn.Conv2d or nn.Linear, or whose
+    weight or bias is read by more than their own passes, are left in floating point; the spec names
+    them. InputError for other bits and where the network does not run on such layers; UserError for
+    a binary network, where a family put a layer on a weight or behind a convolution, and where
+    there is nothing to quantize.
     """
     folded, integers = calibrated(model, images, bits)
     layers = float_layers(folded)
@@ -62,8 +62,7 @@ def calibrated(
     model: nn.Module, images: torch.Tensor, bits: int
 ) -> tuple[nn.Module, dict[str, QuantizedLayer]]:
     """The folded float network, with the quantized form's spec, and by name the integer layers that
-    are to replace its own: their input ranges are set, from what the float layers receive on
-    `images`, and their weights are not."""
+    are to replace its own: their input ranges are set, and their weights are not."""
     if bits not in range(2, 9):
         raise InputError(f"quantize: bits: {bits!r} is not from 2 to 8")
     check_images("quantize", images)
@@ -115,7 +114,7 @@ def calibrated(
 def twin_agreement(model: nn.Module, images: torch.Tensor) -> tuple[float, float]:
     """How far a quantized model and its twin are the same on `images`: the share of equal
     predictions, and the largest difference of logits over the largest absolute logit. Of a model
-    that draws at random, both make the same draws."""
+    that draws, both make the same draws."""
     differentiable, device = twin(model), device_of(model)
     same, gap, size = 0, 0.0, 1e-12
     for part in images.split(BATCH):
