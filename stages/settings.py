@@ -6,13 +6,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common import ProfileOption, Workspace, script
+from common import Workspace, script
 
 if TYPE_CHECKING:
     from advprune.core.params import Params
 
 
-def settings(profile: ProfileOption = None) -> None:
+def settings() -> None:
     """Write files to data/<profile>/ that stages depend on instead of what they hold.
 
     settings.json: all settings of the run; attacks.json and studies/<name>.json: what attacks and
@@ -28,7 +28,7 @@ def settings(profile: ProfileOption = None) -> None:
 
     if Path(CLAIMS).exists():  # in a project of one's own there are none
         read_claims(Path(CLAIMS))
-    workspace = Workspace.open(profile)
+    workspace = Workspace()
     params, active = workspace.params, workspace.profile
     checked, whole = workspace.place("data", "settings.json"), params.model_dump(mode="json")
     whole["profiles"] = {params.profile: whole["profiles"][params.profile]}
@@ -56,7 +56,7 @@ def settings(profile: ProfileOption = None) -> None:
     pictures = {} if root is None else {root: sha256_of(existing(root))}
     noted = {
         checked: whole,
-        workspace.place("data", "attacks.json"): workspace.attacks,
+        workspace.place("data", "attacks.json"): params.attacks_in_force(),
         workspace.place("data", "pictures.json"): pictures,
         workspace.place("data", "weights.json"): files_of(params),
     }

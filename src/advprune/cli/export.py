@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from advprune.cli.options import FactoryOption
+from advprune.cli.options import FactoryOption, file_ending
 from advprune.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,11 +19,20 @@ MOST_PIXELS = 4096**2  # of an image; on so many in all they are compared
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="A .safetensors file of this library.")],
     out: Annotated[
-        Path | None, typer.Option(help="The .safetensors file to write, in 16 bits.")
+        Path | None,
+        typer.Option(
+            help="The .safetensors file to write, in 16 bits.",
+            parser=file_ending(".safetensors", "--out"),
+            metavar="FILE",
+        ),
     ] = None,
     onnx: Annotated[
         Path | None,
-        typer.Option(help="The .onnx file to write; integers of a quantized network as QDQ."),
+        typer.Option(
+            help="The .onnx file to write; integers of a quantized network as QDQ.",
+            parser=file_ending(".onnx", "--onnx"),
+            metavar="FILE",
+        ),
     ] = None,
     size: Annotated[
         str | None,
@@ -50,20 +59,12 @@ def export(
 
     if (out is None) == (onnx is None):
         raise UserError("give either --out FILE.safetensors or --onnx FILE.onnx")
-    if out is not None and out.suffix != ".safetensors":
-        raise UserError(f"--out ends in .safetensors (got {out}); --onnx writes ONNX files")
-    if onnx is not None and onnx.suffix != ".onnx":
-        raise UserError(f"--onnx ends in .onnx (got {onnx})")
-    sides = None
-    if size is not None:
-        if onnx is None:
-            raise UserError("--size goes with --onnx")
-        parts = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", size, re.ASCII)
-        if parts is None:
-            raise UserError(
-                f"--size is a number of pixels, or height x width such as 32x48 (got {size[:20]!r})"
-            )
-        sides = int(parts[1]), int(parts[2] or parts[1])
+    if size is not None and onnx is None:
+        raise UserError("--size goes with --onnx")
+    parts = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", size or "1", re.ASCII)
+    if parts is None:
+        raise UserError(f"--size is a number of pixels, or height x width: 32x48 (got {size!r})")
+    sides = (int(parts[1]), int(parts[2] or parts[1])) if size else None
     for path in (out, onnx):
         if path is not None:
             check_writable(path, [checkpoint])

@@ -73,6 +73,17 @@ def checkpoint_file(text: str) -> Path:
     return downloaded(text) if on_hub(text) else Path(text)
 
 
+def file_ending(suffix: str, option: str) -> Callable[[str], Path]:
+    """What reads the name of a file to write; UserError for another kind."""
+
+    def parser(text: str) -> Path:
+        if not text.endswith(suffix):
+            raise UserError(f"{option} ends in {suffix} (got {text})")
+        return Path(text)
+
+    return parser
+
+
 CheckpointArgument = Annotated[
     Path,
     typer.Argument(
