@@ -36,7 +36,7 @@ from advprune.core import files
 from advprune.core.claims import read_claims
 from advprune.core.errors import UserError
 from advprune.core.params import Params, load
-from advprune.core.resume import Parts
+from advprune.core.resume import Parts, unfinished
 from advprune.core.settings import parse, text_of, yaml_of
 from advprune.core.train_settings import DataSettings
 from advprune.data import prepare
@@ -490,11 +490,15 @@ def test_two_at_once_write_one_or_the_other(pipeline):
         assert seen(pipeline) in allowed
 
 
-def test_unfinished_work_has_one_worker(tmp_path):
+def test_unfinished_work_has_one_worker(tmp_path, monkeypatch):
     """Finished parts are read back, under the same settings; what is damaged is made again."""
     parts, other = (Parts(tmp_path, name, files=[]) for name in ("it", "other"))
     assert forked(lambda: Parts(tmp_path, "it", files=[])) == 2 << 8
     assert forked(lambda: Parts(tmp_path, "third", files=[])) == 0
+    monkeypatch.chdir(tmp_path)
+    with unfinished("training", files=[]):
+        assert forked(lambda: unfinished("training", files=[]).__enter__()) == 2 << 8
+    assert not [*Path("checkpoints").iterdir()]
     for work, damaged, found in ((1, False, 1), (2, False, 1), (3, True, 3), (4, False, 3)):
         if damaged:
             for name in ("x.parquet", "i.safetensors"):

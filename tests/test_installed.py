@@ -314,8 +314,7 @@ def test_defaults_are_the_settings_of_all_profiles():
 
 # --- pictures ------------------------------------------------------------------------------------
 def test_only_drawn_pictures_are_opened(folder, monkeypatch):
-    opened = []
-    decode = given_module.decode
+    opened, decode = [], given_module.decode
 
     def noted(place, name, *rest):
         opened.append(f"{place.name}/{name}")
