@@ -14,7 +14,7 @@ def transfer() -> None:
 
     from advprune.core.errors import UserError
     from advprune.data import to_float
-    from advprune.evaluate.craft import Work
+    from advprune.evaluate.records import Work
     from advprune.evaluate.transfer import images_for, transfer_records
     from advprune.models.checkpoint import read_tensors
 

@@ -23,10 +23,10 @@ from advprune.core.attack_settings import (
 from advprune.core.profile import Profile
 from advprune.core.resume import Parts
 from advprune.evaluate import layers, metrics, score
-from advprune.evaluate.craft import Work, craft, curve_settings, rows
+from advprune.evaluate.craft import craft, curve_settings, rows
 from advprune.evaluate.layers import looked_at, noisy_images, wasserstein, where
 from advprune.evaluate.measures import calibration_error
-from advprune.evaluate.records import Scoring, all_logits, predictions
+from advprune.evaluate.records import Work, all_logits, predictions
 from advprune.evaluate.robust import ROUNDING, area, union
 from advprune.evaluate.statistics import Rate
 from advprune.evaluate.suite import Suite
@@ -432,15 +432,14 @@ def test_answers_are_those_of_a_loop(network, few, crafted, kind):
 def test_clean_images_are_scored_once(network, few, crafted, is_random, draws):
     target = randomized(network) if is_random else network
     passed = []
-    shown = []
     hook = target.register_forward_hook(lambda _, inputs, __: passed.append(len(inputs[0])))
-    transfer_records(target, *few, crafted, replace(WORK, progress=shown.append))
+    transfer_records(target, *few, crafted, WORK)
     hook.remove()
     # models/border.py: two images twice, each alone; once twice more, and eight in two ways
     checked = 6 * (1 + len(crafted)) + (4 if is_random else 4 + 16)
     # The attacked ones twice by a random model: to choose a worst case, and to score it.
     asked = draws * (1 + (1 + is_random) * len(crafted))
-    assert sum(passed) == asked * 24 + checked and shown == [1, 1, 1]
+    assert sum(passed) == asked * 24 + checked
 
 
 def test_a_randomized_target_is_scored_by_its_draws_and_the_seed(network, few, crafted):
@@ -451,9 +450,9 @@ def test_a_randomized_target_is_scored_by_its_draws_and_the_seed(network, few, c
     torch.manual_seed(1)  # the global state makes no difference
     assert transfer_records(target, *few, crafted, WORK).equals(table)
     for key, part in table.groupby(["source", "attack"], sort=False):
-        logits = all_logits(target, crafted[key] / 255, Scoring(10, 8, seed=3))[4:].mean(0)
+        logits = all_logits(target, crafted[key] / 255, Work(3, 10, 8))[4:].mean(0)
         assert part.adv_pred.tolist() == logits.argmax(1).tolist()
-        clean = all_logits(target, few[0], Scoring(10, 4, seed=3)).mean(0)
+        clean = all_logits(target, few[0], Work(3, 10, 4)).mean(0)
         assert part.clean_pred.tolist() == clean.argmax(1).tolist()
     for change in ({"seed": 4}, {"draws": 5}):
         other = transfer_records(target, *few, crafted, replace(WORK, **change))

@@ -159,7 +159,7 @@ def test_e_and_s_by_hand():
     w = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 10.0])
     mean, sigma = 1.25, math.sqrt((7 * 1.25**2 + 8.75**2) / 8)
     expected = torch.tensor([0.0] * 7 + [mean + sigma])
-    assert torch.allclose(clamp_sigmas(w, 1.0, "none"), expected)
+    assert torch.allclose(clamp_sigmas(w, 1.0, "none", w), expected)
 
 
 def test_s_is_gated_by_the_normality_test_as_the_published_code_does():
@@ -168,10 +168,10 @@ def test_s_is_gated_by_the_normality_test_as_the_published_code_does():
     skewed = torch.rand(2000, generator=generator) ** 6
     for w, clamped_by in ((normal, "normal"), (skewed, "non_normal")):
         for gate in ("normal", "non_normal"):
-            changed = bool((clamp_sigmas(w, 1.5, gate) != w).any())
+            changed = bool((clamp_sigmas(w, 1.5, gate, w) != w).any())
             assert changed == (gate == clamped_by)
     for w in (torch.arange(7.0), torch.ones(50)):  # too few or equal values: the default
-        assert torch.equal(clamp_sigmas(w, 0.1, "non_normal"), w)
+        assert torch.equal(clamp_sigmas(w, 0.1, "non_normal", w), w)
 
 
 def test_r_is_uniform_within_its_radius():

@@ -209,7 +209,7 @@ def test_only_classifiers_of_other_collections_are_made_without_weights():
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ("aux", r"images \[1, 8, 8\], in training: the model returns tuple, not logits"),
+        ("aux", r"images \[1, 8, 8\], in training: the model returns tuple for 4 images"),
         ("classes", "returns 2 classes, not 3"),
         ("batch", "depend on the other images"),
         ("cut", "no gradient by the image"),

@@ -1,5 +1,6 @@
 """Probes: more than the suite in every resource, on what it left; honest and wrong gradients."""
 
+from functools import partial
 from pathlib import Path
 
 import masked
@@ -15,10 +16,12 @@ from advprune.core import params
 from advprune.core.attack_settings import KINDS
 from advprune.core.errors import InputError
 from advprune.data import prepare
-from advprune.evaluate.craft import Work, craft, rows
+from advprune.evaluate.craft import craft, rows
+from advprune.evaluate.evidence import white_box
 from advprune.evaluate.honesty import slope_errors
 from advprune.evaluate.measures import remnant_accuracy
-from advprune.evaluate.probes import ProbeSettings, passes_of, probes, stronger
+from advprune.evaluate.probes import Probe, passes_of, stronger
+from advprune.evaluate.records import Work
 from advprune.evaluate.verdict import Evidence, dishonest, verdict
 from advprune.models.checkpoint import load_model
 from advprune.pruning import prune
@@ -56,7 +59,8 @@ def test_the_stronger_probe_exceeds_every_attack_of_its_suite(profile, kind):
     active = params.load(ROOT / "params.yaml", profile=profile).active()
     suite = {name: typed(name, active.attacks[name]) for name in active.suite.of(kind)}
     randomized = kind == "randomized"
-    probe = stronger(ProbeSettings(suite, PARAMS.attack.main), 10, randomized)
+    main = active.table()[PARAMS.attack.main]
+    probe = stronger(main, suite.values(), 10, randomized)
     assert passes_of(probe, 10, randomized) > max(
         passes_of(s, 10, randomized) for s in suite.values()
     )
@@ -80,13 +84,15 @@ def test_effort_by_hand():
 
 
 def attacked_by(model, pair, *names):
-    """The records of some attacks of the profile, the main one first, and the suite they make."""
+    """The records of some attacks of the profile, the main one first, and of the probes beside."""
     suite = {name: typed(name, PARAMS.active().attacks[name]) for name in names}
     tables = [
         rows(model, pair[0], craft(model, *pair, setting), pair[1], name)
         for name, setting in suite.items()
     ]
-    return pd.concat(tables, ignore_index=True), ProbeSettings(suite, names[0])
+    own = pd.concat(tables, ignore_index=True)
+    probe = Probe(model, *pair, suite[names[0]], Work())
+    return own, partial(probe.all, suite, white_box(own, names[0]))
 
 
 def test_what_only_another_start_finds_is_found(monkeypatch):
@@ -99,11 +105,11 @@ def test_what_only_another_start_finds_is_found(monkeypatch):
         return craft(model, images, *rest)
 
     model = Forked()
-    own, settings = attacked_by(model, pair, "field")
+    own, probed = attacked_by(model, pair, "field")
     kept = remnant_accuracy(own).hits
     assert 0.3 < kept / 64 < 0.7
     monkeypatch.setattr("advprune.evaluate.probes.craft", noted)
-    more = probes(model, *pair, settings, Work(), own)
+    more = probed()
     found = more[more.attack == "probe_stronger"]
     assert len(found) == kept and remnant_accuracy(found).hits < 0.1 * 64
     seed, n = seen[str(2 * FIELD.steps)]
@@ -232,8 +238,8 @@ def test_a_gradient_that_is_wrong_in_part_is_caught(share, attacked):
     robust, few = shipped("dense-robust.fp16"), (attacked[0][:12], attacked[1][:12])
     model = masked.PartlyWrong(robust, share).eval()
     assert dishonest(errors(model, attacked))
-    own, settings = attacked_by(model, few, "field", "apgd_ce", "square")
-    more = probes(model, *few, settings, Work(), own)
+    own, probed = attacked_by(model, few, "field", "apgd_ce", "square")
+    more = probed()
     assert {"probe_nes", "probe_student"} <= set(more.attack)
     found = verdict(Evidence(pd.concat([own, more]), "field", 10))
     assert found.level == "broken"
@@ -242,8 +248,8 @@ def test_a_gradient_that_is_wrong_in_part_is_caught(share, attacked):
 
 def test_a_straight_through_rule_is_judged_over_a_step_and_by_attacks_on_answers(attacked):
     model, few = shipped("RA_BNN-standard"), (attacked[0][:12], attacked[1][:12])
-    own, settings = attacked_by(model, few, "field", "apgd_ce", "square")
-    more = probes(model, *few, settings, Work(), own)
+    own, probed = attacked_by(model, few, "field", "apgd_ce", "square")
+    more = probed()
     honesty = more[more.attack == "probe_honesty"]
     assert honesty.declared.all() and not dishonest(honesty)
     found = verdict(Evidence(pd.concat([own, more]), "field", 10))

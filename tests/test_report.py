@@ -100,8 +100,7 @@ def test_a_command_can_be_copied_from_markdown_and_page():
     found = [page_module.Shown("claims", "Claims", [Part("Claims", table=table)])]
     whole = run_of(model("dense"))
     shown = page_module.html(whole, found)
-    assert '<td colspan="1"><div><span>regime</span> n &lt; 9<br>' in shown
-    assert "<span>command</span> <code>a &amp;&amp; b | c `d`</code>" in shown
+    assert '<td>n &lt; 9</td><td class="code">a &amp;&amp; b | c `d`</td>' in shown
 
 
 # --- results -------------------------------------------------------------------------------------
@@ -167,7 +166,7 @@ def test_models_are_grouped_by_network_and_by_what_was_done():
 def test_what_is_swept_is_set_beside_the_same_images():
     whole = run_of(model("A"), params=swept_on(8, settings()))
     assert whole.n == N and whole.swept.n == 8
-    assert len(whole.swept.model("A-standard").transferred("main")) == 8
+    assert len(whole.swept.by_name["A-standard"].transferred("main")) == 8
 
 
 def dense_alone(folder):

@@ -13,7 +13,8 @@ from advprune.attacks.engine import attack_copy
 from advprune.attacks.losses import cross_entropy
 from advprune.attacks.opening import expected_gradient
 from advprune.core.attack_settings import AttackSettings
-from advprune.evaluate.craft import Work, craft
+from advprune.evaluate.craft import craft
+from advprune.evaluate.records import Work
 from advprune.models.insert import places
 from advprune.models.stochastic import frozen_copy, stochastic_layers
 from advprune.pruning.noise import AddedNoise, Dropout

@@ -19,9 +19,10 @@ from advprune.core.params import Params
 from advprune.core.resume import Parts
 from advprune.core.settings import parse
 from advprune.data import Split
-from advprune.evaluate.craft import Work, craft, rows
+from advprune.evaluate.craft import craft, rows
 from advprune.evaluate.flips import START, VARIANTS, at_the_end, start_accuracy, to_chance
 from advprune.evaluate.means import mean
+from advprune.evaluate.records import Work
 from advprune.evaluate.seeds import seeded_points
 from advprune.models.card import sparsity_of
 from advprune.pruning import Data, prune

@@ -11,9 +11,9 @@ from advprune.core.attack_settings import AttackSettings, ProtocolSettings
 from advprune.core.profile import FROZEN
 from advprune.core.resume import Parts
 from advprune.data import prepare
-from advprune.evaluate.craft import Work, craft, kind_of, rows
+from advprune.evaluate.craft import craft, kind_of, rows
 from advprune.evaluate.measures import remnant_accuracy
-from advprune.evaluate.records import Scoring, answers, score
+from advprune.evaluate.records import Work, answers, score
 from advprune.evaluate.robust import union
 from advprune.evaluate.suite import Suite
 from advprune.evaluate.transfer import transfer_records
@@ -72,7 +72,9 @@ def names(found):
 def test_an_honest_network_is_reliable(dense, pair, main_attack, tmp_path):
     found, records = judged(dense, pair, tmp_path, main_attack)
     assert found.level == "reliable", found.against
-    assert len(found.checks) >= 9 and all(c.figure and c.reason for c in found.checks)
+    assert len(found.checks) >= 9 and all(
+        check.figure and not check.reason for check in found.checks
+    )
     assert "probe_nes" not in set(records.attack)  # its gradients are its own
 
 
@@ -120,7 +122,7 @@ def test_randomized_models_are_scored_by_their_mean_logits(network, digits, monk
     drawn = draws[:, None].expand(6, 2, 2)  # [draws, images, classes]
     monkeypatch.setattr("advprune.evaluate.records.all_logits", lambda *_: drawn)
     model, labels = prune("SAP", network, 1.0).model, torch.tensor([0, 1])
-    found = answers("adv", model, digits[0][:2], labels, Scoring(batch=2, draws=3))
+    found = answers("adv", model, digits[0][:2], labels, Work(batch=2, draws=3))
     assert found["adv_pred"].tolist() == [0, 0]
     assert found["adv_single_pred"].tolist() == [1, 1]
     assert found["adv_wrong"] == pytest.approx([2 / 3, 1 / 3])

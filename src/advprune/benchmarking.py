@@ -28,9 +28,9 @@ from advprune.data import Split, to_float
 from advprune.data.split import sha256_of
 from advprune.defaults import defaults
 from advprune.evaluate.corruptions import KINDS
-from advprune.evaluate.craft import Work
 from advprune.evaluate.deployed import target_agreement
 from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
+from advprune.evaluate.records import Work
 from advprune.evaluate.statistics import Rate, median_distance
 from advprune.evaluate.suite import Suite
 from advprune.evaluate.transfer import transfer_records

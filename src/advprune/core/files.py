@@ -78,7 +78,7 @@ def check_writable(path: Path, read: Collection[Path] = ()) -> None:
         trial.touch()
         trial.unlink()
     except OSError as error:
-        raise _unwritable(path, str(error.strerror)) from error
+        raise _unwritable(path, error.strerror or str(error)) from error
 
 
 def _flush(place: Path) -> None:

@@ -5,6 +5,7 @@ otherwise a damaged target would look resistant, or fooled, for other reasons.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +19,7 @@ if TYPE_CHECKING:  # the report needs no torch
     import torch
     from torch import nn
 
-    from advprune.evaluate.craft import Work
+    from advprune.evaluate.records import Work
 
 SOURCE = ("source", "attack")  # what a set of crafted images is known by
 ANSWERS = ("adv_pred", "adv_margin", "chosen_margin", "adv_single_pred", "adv_wrong")
@@ -38,19 +39,14 @@ def transfer_records(
     (records.score), and linf and l2, the size of the change. ValueError where logits are not
     finite.
     """
-    from advprune.evaluate.records import answers, table_of
+    from advprune.evaluate.records import answers, scored
 
-    clean = answers("clean", target, images, labels, work.scoring)
-    same = {"index": range(len(labels)), "label": labels.numpy(), "clean_pred": clean["clean_pred"]}
-    tables = []
+    columns = [*SOURCE, "index", "label", "clean_pred", *ANSWERS, "linf", "l2"]
+    known = replace(work, clean=answers("clean", target, images, labels, work))
+    tables = [pd.DataFrame(columns=columns)] * (not crafted)  # a run of one model
     for key, pixels in crafted.items():
-        adv, whose = pixels / 255, dict(zip(SOURCE, key, strict=True))
-        told = answers("adv", target, adv, labels, work.scoring)
-        found = {column: told[column] for column in ANSWERS}
-        tables.append(table_of(whose | same, {}, found, adv - images))
-        work.progress(1)
-    if not tables:  # a run of one model
-        return pd.DataFrame(columns=[*SOURCE, *same, *ANSWERS, "linf", "l2"])
+        whose = dict(zip(SOURCE, key, strict=True))
+        tables.append(scored(target, images, pixels / 255, labels, whose, known)[columns])
     return pd.concat(tables, ignore_index=True)
 
 

@@ -27,9 +27,7 @@ Source. Sehwag, Wang, Mittal and Jana, HYDRA: Pruning Adversarially Robust Neura
 """
 
 import copy
-from collections.abc import Mapping
 from dataclasses import replace
-from itertools import product
 from math import sqrt
 from typing import Any, Literal
 
@@ -43,7 +41,15 @@ from advprune.core.settings import Settings
 from advprune.core.train_settings import FineTune, FineTuneSettings
 from advprune.models.backward import straight_through
 from advprune.pruning.family import Data, Pruned, family, require
-from advprune.pruning.masks import Masks, first, layer_weights, layers, masked, part
+from advprune.pruning.masks import (
+    Masks,
+    first,
+    layer_weights,
+    layers,
+    masked,
+    part,
+    trained_by,
+)
 from advprune.training.standard import History, finetune
 
 
@@ -62,6 +68,10 @@ class Magnitude(Settings):
     sparsity: float = Field(ge=0, lt=1)
     finetune: FineTune = None
 
+    def shared(self) -> dict[str, Any]:
+        """What HYDRA and LWM of the same sparsity have to share, by key."""
+        return trained_by(self.finetune, "finetune")
+
 
 class Hydra(Magnitude):
     """sparsity, finetune: as for LWM. scores: how the mask is trained before that; epochs: 0 leaves
@@ -69,44 +79,15 @@ class Hydra(Magnitude):
 
     scores: ScoreSettings = ScoreSettings()
 
-
-def check_equal_training(named: Mapping[str, Any]) -> None:
-    """UserError where LWM is trained otherwise than HYDRA at the same sparsity: for other epochs
-    than its scores and fine-tuning together, by another method, or at another rate; `named`: typed
-    settings of one parent by their place in params.yaml. Without fine-tuning the method is that of
-    the scores, which have a rate of their own."""
-    learned = {place: one for place, one in named.items() if type(one) is Hydra}
-    controls = {place: one for place, one in named.items() if type(one) is Magnitude}
-    for (place, one), (other, control) in product(learned.items(), controls.items()):
-        if one.sparsity != control.sparsity:
-            continue
-        epochs = one.scores.epochs + (one.finetune.epochs if one.finetune else 0)
-        found = control.finetune.epochs if control.finetune else 0
-        if epochs != found:
-            raise UserError(
-                f"{other}.finetune.epochs: {place} is trained for {epochs} epochs, its scores "
-                f"included, and LWM, its control, for {found}; give both the same"
-            )
-        if control.finetune is None:
-            continue
-        wanted = trained_by(one.finetune or one.scores)
-        for key, value in trained_by(control.finetune).items():
-            if wanted.get(key) != value and (key != "lr" or one.finetune):
-                raise UserError(
-                    f"{other}.finetune.{key}: {value} here, and {wanted.get(key)} in {place}, "
-                    "whose control it is; give both the same"
-                )
-
-
-def trained_by(setting: FineTuneSettings) -> dict[str, Any]:
-    """What two trainings have to share besides their epochs, by its keys: the method first, its
-    attack (`step` resolved), the weight of TRADES, and the rate."""
-    found: dict[str, Any] = {"method": setting.method}
-    if setting.method != "standard":
-        found |= {"steps": setting.steps, "step": setting.stride}
-    if setting.method == "trades":
-        found["beta"] = setting.beta
-    return found | {"lr": setting.lr}
+    def shared(self) -> dict[str, Any]:
+        """As for LWM; its epochs are those of both phases. Without fine-tuning the method is that
+        of the scores, which have a rate of their own."""
+        found = trained_by(self.finetune or self.scores, "finetune")
+        if self.finetune is None:
+            del found["finetune.lr"]
+        else:
+            found["finetune.epochs"] += self.scores.epochs
+        return found
 
 
 class Scored(nn.Module):

@@ -44,6 +44,19 @@ class Amount(Settings):
         return self
 
 
+def trained_by(setting: FineTuneSettings | None, place: str) -> dict[str, Any]:
+    """What the trainings of a family and of its control have to share, by key below `place`: the
+    epochs, the method, its attack with `step` resolved, the weight of TRADES, and the rate."""
+    if setting is None:
+        return {f"{place}.epochs": 0}
+    found: dict[str, Any] = {"epochs": setting.epochs, "method": setting.method}
+    if setting.method != "standard":
+        found |= {"steps": setting.steps, "step": setting.stride}
+    if setting.method == "trades":
+        found["beta"] = setting.beta
+    return {f"{place}.{key}": value for key, value in (found | {"lr": setting.lr}).items()}
+
+
 def layers(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
     """All convolutions and linear layers by name, in the order of the modules."""
     return {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}

@@ -36,7 +36,6 @@ Tangent Transfer (ICML 2020); Frankle et al., Pruning Neural Networks at Initial
 """
 
 import copy
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -46,7 +45,6 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from advprune.core.device import salted
-from advprune.core.errors import UserError
 from advprune.core.settings import Settings
 from advprune.core.train_settings import FineTuneSettings
 from advprune.models.resnet import initialize
@@ -60,6 +58,7 @@ from advprune.pruning.masks import (
     masked,
     random_scores,
     select,
+    trained_by,
 )
 from advprune.pruning.ticket_search import (
     Gauge,
@@ -83,6 +82,11 @@ class Ticket(Settings):
     train: FineTuneSettings | None = TRAINING
     gauge: GaugeSettings = GaugeSettings()
 
+    def shared(self) -> dict[str, Any]:
+        """What tickets of one parent have to share, by key: they are each other's controls."""
+        gauge = {f"gauge.{key}": value for key, value in self.gauge}
+        return trained_by(self.train, "train") | gauge
+
     def smallest(self, scores: Scores) -> Masks:
         """The weights of the smallest scores, the same share of each layer."""
         count = round(self.sparsity * sum(score.numel() for score in scores.values()))
@@ -99,20 +103,6 @@ class SearchedTicket(Ticket):
     """
 
     search: SearchSettings = SearchSettings()
-
-
-def check_equal_tickets(named: Mapping[str, Any]) -> None:
-    """UserError where tickets are trained, or their distances measured, otherwise than the first;
-    `named`: typed settings of one parent by their place in params.yaml."""
-    tickets = [(place, one) for place, one in named.items() if isinstance(one, Ticket)]
-    for place, one in tickets[1:]:
-        first, other = tickets[0]
-        for key in ("train", "gauge"):
-            if getattr(one, key) != getattr(other, key):
-                raise UserError(
-                    f"{place}.{key}: differs from that of {first}, and tickets are each other's "
-                    "controls; give both the same"
-                )
 
 
 @torch.no_grad()

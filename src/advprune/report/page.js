@@ -31,10 +31,9 @@
       body.append(...rows);
     };
     heads.forEach((head) => {
-      const button = made("button", {type: "button", title: head.title}, head.textContent);
+      const button = made("button", {type: "button"}, head.textContent);
       button.addEventListener("click", () => sort(head));
       head.setAttribute("aria-sort", "none");
-      head.removeAttribute("title");
       head.replaceChildren(button);
     });
   };

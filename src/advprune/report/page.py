@@ -2,7 +2,6 @@
 
 import base64
 import platform
-import re
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -20,8 +19,6 @@ from advprune.report.section import Part, sections
 from advprune.report.summary import OF_ONE, QUESTION, summary
 
 CHOSEN = ("recipe", "bits", "against_dense", "verdict")  # columns by which rows can be filtered
-BELOW = {"regime": "line", "command": "code"}  # columns that are shown below their row, and how
-LONG = 16  # rows from which a table is folded
 PACKAGES = ("torch", "numpy", "scipy", "pandas")
 
 
@@ -98,13 +95,12 @@ def _render(template: str, run: Run, found: list[Shown], **more: Any) -> str:
     )
     # Bokeh names an object where it first comes: in the order of writing, not of the alphabet.
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "separators": (",", ":")}
-    environment.filters |= {"grid": grid, "table": markdown_table, "unbroken": unbroken}
+    environment.filters |= {"grid": grid, "table": markdown_table}
     origin = f"Data: {run.source}, n = {run.n} test images. {run.profile.note}".strip()
     packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     return environment.get_template(template).render(
         profile=run.params.profile,
         origin=origin,
-        long=LONG,
         heading="Adversarial robustness" + " under compression" * (len(run.models) > 1),
         question=QUESTION if len(run.models) > 1 else OF_ONE,
         summary=summary(run),
@@ -121,7 +117,8 @@ def grid(table: pd.DataFrame) -> Grid:
     columns = []
     for c in kept:  # sentences are notes, longer figures may wrap, a name is not broken
         longest = int(read[c].str.len().max()) if read[c].str.contains(" ").any() else 0
-        look = BELOW.get(c) or ("note" if longest > 44 else "wrap" if longest > 24 else "")
+        look = "note" if longest > 44 else "wrap" if longest > 24 else ""
+        look = "code" if c == "command" else look
         columns.append(Column(heading(c), hint(c), c in CHOSEN, look))
     cells = [zip(read[c], map(sort_value, table[c]), strict=True) for c in kept]
     return Grid(columns, list(zip(*cells, strict=True)))
@@ -136,8 +133,3 @@ def markdown_table(table: pd.DataFrame) -> Markup:
     rows = [[write(t) for write, (t, _) in zip(written, row, strict=True)] for row in found.rows]
     names = [markdown(column.name) for column in found.columns]
     return Markup(tabulate(rows, names, "github", disable_numparse=True))
-
-
-def unbroken(text: str) -> str:
-    """Text with no-break spaces where a line may not end: `54 %`, `p = 0.03`."""
-    return re.sub(r"(?<=\d) (?=%)|(?<=\b[np]) (?=[=<])|(?<=[=<]) |(?<=\beps) ", "\u00a0", text)

@@ -21,8 +21,9 @@ from advprune.core.errors import UserError
 from advprune.core.params import DENSE, FROM_DENSE, Params
 from advprune.core.settings import Name, Settings
 from advprune.core.train_settings import BinarySettings, RecipeSettings
-from advprune.evaluate.craft import Work, craft
+from advprune.evaluate.craft import craft
 from advprune.evaluate.means import smallest_mean_difference
+from advprune.evaluate.records import Work
 from advprune.evaluate.statistics import ALPHA
 from advprune.evaluate.transfer import transfer_records
 from advprune.models.card import sparsity_of

@@ -25,8 +25,7 @@ def corruptions(run: Run) -> Parts:
     yield Part(
         "Accuracy on corrupted images",
         f"{len(kinds)} corruptions at severities {SEVERITIES[0]} to {SEVERITIES[-1]}, n = {n} test "
-        "images, the same for all models; every corruption counts alike. Against the dense "
-        "network: the mean, by a paired t test over images. "
+        "images; the mean against the dense network's by a paired t test over images. "
         f"{explained('all models of a dense network')} Not part of the robust accuracy.",
         by_severity(run, records),
         Chart("corruptions", "line", marks, *axes, interval=True, ordered=True),
