@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -59,20 +60,13 @@ def unbroken(tmp_path_factory):
     return seen(folder)
 
 
-def heard():
-    """A shell that starts tests in the background has them ignore interrupts."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def members(group):
     """The processes of a group that have not ended."""
     for entry in Path("/proc").glob("[0-9]*/stat"):
-        try:
+        with suppress(OSError):  # it has just ended
             state, _, found = entry.read_text().rpartition(")")[2].split()[:3]
-        except OSError:  # it has just ended
-            continue
-        if int(found) == group and state != "Z":
-            yield int(entry.parent.name)
+            if int(found) == group and state != "Z":
+                yield int(entry.parent.name)
 
 
 def break_off(process, fault):
@@ -107,7 +101,8 @@ def test_after_any_fault_the_next_run_gives_the_same_bytes(chain, unbroken, tmp_
             stderr=subprocess.DEVNULL,
             text=True,
             start_new_session=True,
-            preexec_fn=heard,
+            # A shell that starts tests in the background has them ignore interrupts.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         assert process.stdout is not None
         said = (time.monotonic() for line in process.stdout if line.startswith("Running stage"))

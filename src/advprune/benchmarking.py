@@ -4,8 +4,8 @@
     print(found)
     found.page("net.html")
 
-`advprune evaluate` and the pipeline's attack stage run the same suite; this is the one place where
-networks that are not part of a pipeline become a `Run`, which is what reports are computed from.
+`advprune evaluate` does the same; networks outside of a pipeline become a `Run` here, which is what
+reports are computed from.
 """
 
 from collections.abc import Sequence
@@ -149,13 +149,12 @@ def benchmark(
 
     model: images `[N, C, H, W]` in [0, 1] to logits `[N, K]`, normalization inside; it stays on its
     device and as it is. Or any function of such images that gives scores or labels `[N]`, such as a
-    deployed file in its runtime (docs/deployed.md). images: uint8, or floats in [0, 1], which are
-    rounded to 8 bits. labels: int64 `[N]`. eps: in units of the pixel range, 0.03 or "8/255". norm:
-    Linf or L2. dense: the network that `model` was compressed from; adds transfer and paired
-    comparisons. twin: of a function, a network with the same answers whose gradients are followed
-    in its place; by default `dense`. classes: of a function that gives labels, how many there are,
-    if more than labels and networks show. queries: how often a search without gradients may ask
-    about an image. InputError where one of these makes no sense.
+    deployed file (docs/deployed.md). images: uint8, or floats in [0, 1], which are rounded to 8
+    bits. labels: int64 `[N]`. eps: in units of the pixel range, 0.03 or "8/255". norm: Linf or L2.
+    dense: what `model` was compressed from; adds transfer and paired comparisons. twin, classes: of
+    a function, a network with the same answers whose gradients are followed (by default `dense`),
+    and how many classes there are, if more than labels and networks show. queries: of a search
+    without gradients, per image. InputError where one of these makes no sense.
     """
     who = "benchmark"
     if isinstance(images, Tensor) and images.dtype == torch.uint8:
@@ -196,10 +195,7 @@ def measured(
     twin: Subject | None = None,
 ) -> Benchmark:
     """One network, or a dense network and then a compressed one, through the suite of the settings.
-
-    place: where finished attacks are kept until all are. twin: whose gradients are followed in the
-    place of a target's, if not those of the dense network.
-    """
+    place: where finished attacks are kept until all are. twin: of a target, as for `benchmark`."""
     profile, main, images = params.active(), params.attack.main, to_float(split.images)
     facts = profile.model_dump(include={"data", "attacks", "suite", "curves", "batch"})
     facts |= {"attack": params.attack.model_dump(), "seed": params.seed}

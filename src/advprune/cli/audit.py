@@ -44,11 +44,13 @@ def audit(
     several = metadata.pop("several", None)
     spec = header_spec(metadata, where=str(file))
     theirs = None if spec else known.theirs(tensors)
-    given = known.given(None if spec else file, theirs)
-    keep, factory = known.keep, known.factory
-    tensors = theirs.tensors if theirs else tensors
     found = audit_tensors(
-        tensors, spec, given=given, tolerance=mask_tolerance, keep=keep, factory=factory
+        theirs.tensors if theirs else tensors,
+        spec,
+        given=known.given(None if spec else file, theirs),
+        tolerance=mask_tolerance,
+        keep=known.keep,
+        factory=known.factory,
     )
     if theirs:
         found = replace(found, notes=(*theirs.notes, *found.notes))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from advprune.cli.options import FactoryOption, file_ending
+from advprune.cli.options import FactoryOption
 from advprune.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,20 +19,11 @@ MOST_PIXELS = 4096**2  # of an image; on so many in all they are compared
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="A .safetensors file of this library.")],
     out: Annotated[
-        Path | None,
-        typer.Option(
-            help="The .safetensors file to write, in 16 bits.",
-            parser=file_ending(".safetensors", "--out"),
-            metavar="FILE",
-        ),
+        Path | None, typer.Option(help="The .safetensors file to write, in 16 bits.")
     ] = None,
     onnx: Annotated[
         Path | None,
-        typer.Option(
-            help="The .onnx file to write; integers of a quantized network as QDQ.",
-            parser=file_ending(".onnx", "--onnx"),
-            metavar="FILE",
-        ),
+        typer.Option(help="The .onnx file to write; integers of a quantized network as QDQ."),
     ] = None,
     size: Annotated[
         str | None,
@@ -65,9 +56,9 @@ def export(
     if parts is None:
         raise UserError(f"--size is a number of pixels, or height x width: 32x48 (got {size!r})")
     sides = (int(parts[1]), int(parts[2] or parts[1])) if size else None
-    for path in (out, onnx):
+    for path, suffix in ((out, ".safetensors"), (onnx, ".onnx")):
         if path is not None:
-            check_writable(path, [checkpoint])
+            check_writable(path, [checkpoint], suffix)
     model = load_model(checkpoint, factory)
     if onnx is not None:
         _as_onnx(model, checkpoint, onnx, sides)

@@ -55,13 +55,7 @@ FamilyArgument = Annotated[
     str,
     typer.Argument(
         help="The family's key, such as E or magnitude_global.",
-        # Those of `prune:`: asking the registry would take seconds.
-        autocompletion=completed(
-            lambda params: dict.fromkeys(
-                value.get("family", key) if isinstance(value, dict) else key
-                for key, value in params.prune.items()
-            )
-        ),
+        autocompletion=completed(lambda params: params.prune),  # the registry takes seconds
     ),
 ]
 
@@ -71,17 +65,6 @@ def checkpoint_file(text: str) -> Path:
     from advprune.core.hub import downloaded, on_hub
 
     return downloaded(text) if on_hub(text) else Path(text)
-
-
-def file_ending(suffix: str, option: str) -> Callable[[str], Path]:
-    """What reads the name of a file to write; UserError for another kind."""
-
-    def parser(text: str) -> Path:
-        if not text.endswith(suffix):
-            raise UserError(f"{option} ends in {suffix} (got {text})")
-        return Path(text)
-
-    return parser
 
 
 CheckpointArgument = Annotated[

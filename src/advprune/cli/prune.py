@@ -7,13 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from advprune.cli.options import (
-    CheckpointArgument,
-    FamilyArgument,
-    Network,
-    file_ending,
-    option_groups,
-)
+from advprune.cli.options import CheckpointArgument, FamilyArgument, Network, option_groups
 from advprune.cli.repository import Images, Repository
 from advprune.core.settings import yaml_of
 
@@ -23,14 +17,7 @@ if TYPE_CHECKING:
     from advprune.data import Split
 
 
-OutOption = Annotated[
-    Path,
-    typer.Option(
-        help="The .safetensors file to write.",
-        parser=file_ending(".safetensors", "--out"),
-        metavar="FILE",
-    ),
-]
+OutOption = Annotated[Path, typer.Option(help="The .safetensors file to write.")]
 
 
 @option_groups
@@ -120,7 +107,7 @@ def opened(
     `out` cannot be written."""
     from advprune.core.files import check_writable
 
-    check_writable(out, [checkpoint])
+    check_writable(out, [checkpoint], ".safetensors")
     place = images.place(known, "train")
     return place, place.network(checkpoint, known), place.split("train")
 

@@ -51,11 +51,8 @@ class Images:
     ] = None
 
     def place(self, known: Network, part: str = "test") -> "Repository":
-        """Where a command works: the pictures of --data, else the project that this folder is.
-
-        part: `test` or `train`, the sub-folder of --data that is meant where there are such.
-        UserError where there is neither, or an option goes with the other.
-        """
+        """The pictures of --data (of its sub-folder `part`, test or train, if there are such), else
+        the project that this folder is; UserError where an option goes with the other."""
         from advprune.core.params import FILE
 
         if self.data is not None:
@@ -148,11 +145,10 @@ class Repository:
     def network(self, path: Path, known: Network = UNKNOWN) -> "nn.Module":
         """The network in a checkpoint that passes the audit, ready for these images.
 
-        Checkpoints of this library describe themselves. Of others the architecture is the one that
-        is `known` or inferred, or the profile's if that is not one of this library's. Images are
-        normalized as timm or torchvision trained the network, or as in the profile where that has
-        such a network; what is `known` overrides both. Raises UserError if the audit finds a fault,
-        or if the network does not fit the images.
+        Checkpoints of this library describe themselves. Of others the architecture is `known`, or
+        inferred, or the profile's if that is not one of this library's; images are normalized as is
+        `known`, or as timm or torchvision trained the network, or as in the profile where that has
+        such a network. UserError where the audit finds a fault or images do not fit.
         """
         from advprune.models.audit import audit, shown
         from advprune.models.checkpoint import build, fill, header_spec
@@ -210,11 +206,7 @@ class Pictures(Repository):
     read when the first network that they are shown to has said how."""
 
     def __init__(self, known: Network, given: Images, part: str = "test") -> None:
-        """Look at the first of the pictures that are `given`; UserError where it cannot be used.
-
-        part: the sub-folder that is meant where there are train/ and test/; of `train` all pictures
-        are read.
-        """
+        """Look at the first of the pictures that are `given`; of the part `train` all are read."""
         from advprune.core.train_settings import ModelSettings
         from advprune.data.given import read_given, read_names
         from advprune.defaults import defaults
@@ -241,8 +233,8 @@ class Pictures(Repository):
         return {"channels": self.channels, "classes": self.classes}
 
     def show(self, fit: "Fit | None", channels: int | None = None) -> None:
-        """Grey pictures in colour to a network of colour images, and all at the size that it takes;
-        UserError where another network was shown them at another size."""
+        """Grey ones in colour to a network of colour images, all at its size; UserError where that
+        is another than that of the network before."""
         if self.channels == 1 and channels == COLOUR:
             self.channels = COLOUR
         if "_images" not in vars(self):
