@@ -151,31 +151,26 @@ class Repository:
         such a network. UserError where the audit finds a fault or images do not fit.
         """
         from advprune.models.audit import audit, shown
-        from advprune.models.checkpoint import build, fill, header_spec
+        from advprune.models.checkpoint import build, fill
         from advprune.models.foreign import check_answers
         from advprune.models.preprocessing import Preprocessing, preprocessing_of
         from advprune.models.spec import ModelSpec
-        from advprune.models.tensor_file import read_weights
         from advprune.training.networks import spec_for
 
-        tensors, metadata = read_weights(path)
-        header, own = header_spec(metadata, str(path)), self.model
-        foreign = header is None
-        theirs = known.theirs(tensors) if foreign else None
-        tensors = theirs.tensors if theirs else tensors
-        said = known.given(path if foreign else None, theirs)
+        read, own = known.read(path), self.model
+        foreign, said = read.header is None, read.said
         made = {"architecture": own.network} | said
         if foreign and not is_library(name := made["architecture"]):
             options = {"options": own.options} if own.options and name == own.network else {}
-            said = options | self.sizes() | shown(name, tensors) | made
+            said = options | self.sizes() | shown(name, read.tensors) | made
         factory = self.factory(said)
-        found = audit(tensors, header, given=said, keep=known.keep, factory=factory)
+        found = audit(read.tensors, read.header, given=said, keep=known.keep, factory=factory)
         if (spec := found.spec) is None or not found.sound:
             more = f" (and {len(found.faults) - 1} more)" if len(found.faults) > 1 else ""
             raise UserError(f"{path}: {found.faults[0]}{more}; see `advprune audit`")
         how = None
-        if theirs and theirs.normalized:
-            how = Preprocessing(*theirs.normalized, fit=None)
+        if read.theirs and read.theirs.normalized:
+            how = Preprocessing(*read.theirs.normalized, fit=None)
         # A network of the profile's kind is taken for one that was trained on its images.
         elif foreign and (own.network != spec.architecture or own.weights):
             how = preprocessing_of(spec.architecture, spec.options, path)
