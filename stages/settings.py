@@ -37,16 +37,9 @@ def settings() -> None:
         unchanged = read_json(checked) == whole
     unchanged &= {file.stem for file in studies.glob("*.json")} == {*params.studies}
     if not unchanged:
-        from advprune.attacks.registry import attacks_of
-        from advprune.attacks.zoo import check_attack
-        from advprune.pruning import check_settings
-        from advprune.studies import check_studies, reads_of
+        from advprune.studies import reads_of
 
-        attacks_of(active)
-        check_settings(params)
-        check_studies(params)
-        for extra in params.attack.extra:
-            check_attack(extra.name, extra.arguments())
+        check(params)
         shutil.rmtree(studies, ignore_errors=True)
         studies.mkdir(parents=True)  # though there may be no study
         for name in params.studies:
@@ -68,6 +61,20 @@ def settings() -> None:
         named = f"- {os.path.relpath(file)}\n" in pipeline  # by `advprune init`
         if not own and not named:
             print(f"note: DVC does not watch {file}; after a change there run `dvc repro -f`")
+
+
+def check(params: "Params") -> None:
+    """UserError where one of the settings that are typed beside their code is wrong."""
+    from advprune.attacks.registry import attacks_of
+    from advprune.attacks.zoo import check_attack
+    from advprune.pruning import check_settings
+    from advprune.studies import check_studies
+
+    attacks_of(params.active())
+    check_settings(params)
+    check_studies(params)
+    for extra in params.attack.extra:
+        check_attack(extra.name, extra.arguments())
 
 
 def files_of(params: "Params") -> dict[str, str]:

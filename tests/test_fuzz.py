@@ -27,11 +27,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from planted import model, run_of
 from safetensors.torch import save
+from settings import check
 from test_data import write
 from workspace import RAW
 
-from advprune.attacks.registry import attacks_of
-from advprune.attacks.zoo import check_attack
 from advprune.core import files
 from advprune.core.claims import read_claims
 from advprune.core.errors import UserError
@@ -46,26 +45,19 @@ from advprune.models.checkpoint import build, fill, header_spec, load_model, sav
 from advprune.models.spec import spec_of
 from advprune.models.tensor_file import read_weights
 from advprune.models.weights import plain
-from advprune.pruning import check_settings
 from advprune.report.gate import judge
 from advprune.report.gate_page import page
 from advprune.report.read import records_of
 from advprune.report.results import read_results, results
 from advprune.report.revision import revision_of
 from advprune.rl.settings import load as rl_load
-from advprune.studies import check_studies
 from conftest import make_network
 
 
 # --- settings ------------------------------------------------------------------------------------
 def test_settings():
     def taken(raw):
-        params = parse(Params, raw, "params.yaml")
-        attacks_of(params.active())
-        check_settings(params)
-        check_studies(params)
-        for extra in params.attack.extra:
-            check_attack(extra.name, extra.arguments())
+        check(parse(Params, raw, "params.yaml"))
 
     extra = {"name": "PGD", "eps": "8/255", "alpha": 0.01, "steps": 2}
     known = RAW | {"attack": RAW["attack"] | {"extra": [extra]}}
