@@ -17,7 +17,7 @@ except ImportError:
 
 from advprune.core.ending import WRONG, ended
 from advprune.core.errors import UserError
-from advprune.core.files import atomic
+from advprune.core.files import write_table
 from advprune.core.params import Params, load
 from advprune.core.profile import Profile
 
@@ -93,8 +93,7 @@ class Workspace:
     def write_table(self, path: Path, table: "pd.DataFrame") -> None:
         """Write a table as parquet."""
         if self.writes:
-            with atomic(path) as temporary:
-                table.to_parquet(temporary, index=False)
+            write_table(path, table)
 
     def take_finished(self, name: str, setting: Any, image_shape: tuple[int, int, int]) -> bool:
         """Save a model whose file the profile gives, with the facts of the card beside that; False

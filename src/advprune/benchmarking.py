@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from advprune.core.device import device_of
-from advprune.core.files import atomic, write_json
+from advprune.core.files import atomic, write_json, write_table
 from advprune.core.params import Params, StudyEntry
 from advprune.core.progress import progress
 from advprune.core.resume import Parts
@@ -128,8 +128,7 @@ class Benchmark:
         checks = [asdict(check) for check in verdict.checks]
         write_json(folder / "verdict.json", {"verdict": verdict.level, "checks": checks})
         for name, table in ({"records": self.records} | dict(self.run.studies)).items():
-            with atomic(folder / f"{name}.parquet") as temporary:
-                table.to_parquet(temporary, index=False)
+            write_table(folder / f"{name}.parquet", table)
 
 
 def benchmark(

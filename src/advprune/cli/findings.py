@@ -13,7 +13,7 @@ from advprune.benchmarking import Benchmark, Subject
 from advprune.cli.tables import show, show_frame
 from advprune.cli.time import BATCH
 from advprune.core.errors import UserError, one_line
-from advprune.core.files import atomic
+from advprune.core.files import write_table
 from advprune.core.settings import yaml_of
 from advprune.data import to_float
 from advprune.evaluate.measures import remnant_accuracy
@@ -100,6 +100,5 @@ def timed(found: Benchmark, subjects: Sequence[Subject]) -> pd.DataFrame:
     pairs = zip(run.models, subjects, strict=True)
     models = {model.name: (one.network, one.card) for model, one in pairs}
     table = timings(models, to_float(torch.from_numpy(run.clean_images)), BATCH)
-    with atomic(run.folder / TIMINGS / f"{run.params.profile}.csv") as temporary:
-        table.to_csv(temporary, index=False)
+    write_table(run.folder / TIMINGS / f"{run.params.profile}.csv", table)
     return table

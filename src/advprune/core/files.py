@@ -14,10 +14,13 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from advprune.core.errors import UserError
 from advprune.core.hub import downloaded, on_hub
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 WRITING = Path("checkpoints/writing")  # temporary files of a pipeline
 # What torch and safetensors say of a failed write, each with an error of its own kind.
@@ -176,6 +179,13 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON with a stable key order (the order given) and no NaN."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_table(path: Path, table: "pd.DataFrame") -> None:
+    """Write a table, without its index, as parquet, or as CSV where the path ends so."""
+    with atomic(path) as temporary:
+        write = table.to_csv if path.suffix == ".csv" else table.to_parquet
+        write(temporary, index=False)
 
 
 def read_json(path: Path) -> Any:
