@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 import typer
 from ruamel.yaml import YAML
-from torch import Tensor, nn
+from torch import nn
 
 from advprune.attacks import to_pixels
 from advprune.attacks.cost import Cost

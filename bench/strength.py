@@ -33,8 +33,9 @@ from advprune.core.params import Params, load
 from advprune.core.resume import Parts
 from advprune.data import load_split
 from advprune.evaluate.compare import right
-from advprune.evaluate.craft import Work, craft, kind_of
+from advprune.evaluate.craft import craft, kind_of
 from advprune.evaluate.craft import rows as rows_of
+from advprune.evaluate.records import Work
 from advprune.evaluate.robust import union
 from advprune.evaluate.suite import Suite
 from advprune.models.checkpoint import load_model

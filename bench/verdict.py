@@ -16,7 +16,6 @@ import json
 import os
 import sys
 import time
-from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -40,10 +39,10 @@ from advprune.core.errors import InputError
 from advprune.core.progress import silence
 from advprune.core.resume import Parts
 from advprune.data import load_split
-from advprune.evaluate.craft import Work, craft
+from advprune.evaluate.craft import craft
 from advprune.evaluate.evidence import white_box
 from advprune.evaluate.measures import remnant_accuracy
-from advprune.evaluate.records import predictions
+from advprune.evaluate.records import Work, predictions
 from advprune.evaluate.robust import union
 from advprune.evaluate.suite import Suite
 from advprune.evaluate.transfer import transfer_records
@@ -61,8 +60,7 @@ class Trial:
 
     def __init__(self, folder: Path, images: int) -> None:
         settings = params.load(ROOT / "params.yaml", profile="digits")
-        run = read_run(settings, folder)
-        self.run = replace(run, models=[model.first(images) for model in run.models])
+        self.run = read_run(settings, folder).first(images)
         data = load_split(folder / "data/digits", "test")
         self.images, self.labels = (part[:images] for part in data)
         self.runs, self.sent = folder / "runs/digits", {}

@@ -17,9 +17,9 @@ from advprune.core import distributed
 from advprune.core.attack_settings import AttackSettings
 from advprune.core.resume import Parts
 from advprune.core.train_settings import RecipeSettings, TrainSettings
-from advprune.evaluate.craft import Work, craft
+from advprune.evaluate.craft import craft
 from advprune.evaluate.probes import Probe
-from advprune.evaluate.records import Scoring, all_logits
+from advprune.evaluate.records import Work, all_logits
 from advprune.pruning import prune
 from advprune.training.standard import Trainer, accuracy
 from conftest import Linear, make_network
@@ -48,7 +48,7 @@ def attacks() -> dict[str, Any]:
         found[f"{name} pgd"] = several(restarts=2, drop=name == "fixed", loss="margin")
         queries = {"eps": 0.05, "queries": 4, "batch": BATCH, "cost": cost}
         found[f"{name} square"] = attack("square", network, images, labels, **queries)
-        found[f"{name} logits"] = all_logits(network, images, Scoring(BATCH, 3))
+        found[f"{name} logits"] = all_logits(network, images, Work(batch=BATCH, draws=3))
         main = AttackSettings(eps=0.1, step=0.1, steps=1, drop=True)
         work = Work(batch=BATCH, draws=3)
         crafted = craft(network, images, labels, main, work)

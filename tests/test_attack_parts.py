@@ -12,7 +12,8 @@ from advprune.attacks.engine import attack_copy
 from advprune.attacks.losses import margin
 from advprune.attacks.opening import expected_gradient
 from advprune.core.attack_settings import AttackSettings
-from advprune.evaluate.craft import Work, craft
+from advprune.evaluate.craft import craft
+from advprune.evaluate.records import Work
 from advprune.models.backward import RULES, set_backward
 from advprune.models.binary import BinaryConv2d, skeleton
 from advprune.models.fold import Following, fold_batchnorm

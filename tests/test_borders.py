@@ -4,7 +4,6 @@ import copy
 import random
 import sys
 import threading
-from collections import namedtuple
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from advprune.attacks.bit_search import random_flips
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import attack_copy
 from advprune.core.errors import UserError
-from advprune.evaluate.records import Scoring, all_logits
+from advprune.evaluate.records import Work, all_logits
 from advprune.models.border import admitted
 from advprune.models.checkpoint import save_model
 from advprune.models.copies import plain_copy
@@ -69,7 +68,6 @@ ENTRIES = IN_A_BALL | {
     "bitflip": lambda m, x, y, **o: bitflip(m, x, y, budget=2, **o).table,
 }
 QUICK = sorted({*ENTRIES} - {"autoattack"})
-Logits = namedtuple("Logits", "logits")
 
 
 def changed(change):
@@ -81,35 +79,31 @@ def seeing(change):
     return lambda: Around(flat(), images=change)
 
 
+SHARES = "returns probabilities"
 MODELS = {
-    "dict": (changed(lambda z: {"logits": z}), "returns dict, not logits"),
-    "tuple": (changed(lambda z: (z, None)), "returns tuple, not logits"),
-    "namedtuple": (changed(Logits), "returns Logits, not logits"),
-    "list": (changed(lambda z: [z]), "returns list, not logits"),
-    "nothing": (changed(lambda z: None), "returns NoneType, not logits"),
-    "squeezed": (changed(lambda z: z[0]), r"returns \[10\] for 2 images"),
-    "maps": (changed(lambda z: z[:, :, None, None]), r"returns \[2, 10, 1, 1\] for 2"),
-    "no classes": (changed(lambda z: z[:, :0]), r"returns \[2, 0\] for 2 images"),
+    "dict": (changed(lambda z: {"logits": z}), "returns dict for 2 images, not logits"),
+    "tuple": (changed(lambda z: (z, None)), "returns tuple for 2 images"),
+    "nothing": (changed(lambda z: None), "returns NoneType for 2 images"),
+    "squeezed": (changed(lambda z: z[0]), r"returns torch.float32 \[10\] for 2 images"),
+    "squeezed alone": (changed(lambda z: z.squeeze()), r"\[10\] for 1 images"),
+    "maps": (changed(lambda z: z[:, :, None, None]), r"\[2, 10, 1, 1\] for 2 images"),
+    "no classes": (changed(lambda z: z[:, :0]), r"\[2, 0\] for 2 images"),
+    "integers": (changed(lambda z: z.argmax(1, keepdim=True)), "returns torch.int64"),
+    "double": (changed(lambda z: z.double()), "returns torch.float64 .* of torch.float32"),
+    "complex": (changed(lambda z: z.to(torch.complex64)), "returns torch.complex64"),
+    "sparse": (changed(lambda z: z.to_sparse()), "returns torch.sparse"),
     "one class": (changed(lambda z: z[:, :1]), "has one class"),
     "half": (lambda: copy.deepcopy(flat()).bfloat16(), "computes in torch.bfloat16"),
     "meta": (lambda: flat().to("meta"), "on the meta device"),
     "class": (lambda: nn.Linear, "type is no nn.Module"),
-    "probabilities": (changed(lambda z: z.softmax(1)), "returns probabilities"),
-    "half probabilities": (
-        changed(lambda z: z.bfloat16().softmax(1).float()),
-        "returns probabilities",
-    ),
-    "sigmoid": (changed(torch.sigmoid), "returns probabilities"),
-    "half sigmoid": (changed(lambda z: z.bfloat16().sigmoid().float()), "returns probabilities"),
-    "hard sigmoid": (changed(nn.functional.hardsigmoid), "returns probabilities"),
-    "integers": (changed(lambda z: z.argmax(1, keepdim=True)), "not floats"),
-    "double": (changed(lambda z: z.double()), "returns torch.float64, not floats of the im"),
     "scripted": (lambda: torch.jit.script(flat()), "is a ScriptModule"),
-    "complex": (changed(lambda z: z.to(torch.complex64)), "not floats"),
-    "sparse": (changed(lambda z: z.to_sparse()), "a tensor of layout torch.sparse"),
+    "probabilities": (changed(lambda z: z.softmax(1)), SHARES),
+    "half probabilities": (changed(lambda z: z.bfloat16().softmax(1).float()), SHARES),
+    "sigmoid": (changed(torch.sigmoid), SHARES),
+    "half sigmoid": (changed(lambda z: z.bfloat16().sigmoid().float()), SHARES),
+    "hard sigmoid": (changed(nn.functional.hardsigmoid), SHARES),
     "NaN": (changed(lambda z: z * float("nan")), "returns NaN"),
-    "infinite": (changed(lambda z: z / 0), "returns infinite logits"),
-    "squeezed alone": (changed(lambda z: z.squeeze()), r"\[10\] for 1 images"),
+    "infinite": (changed(lambda z: z / 0), "infinite logits"),
     "batch": (changed(lambda z: z - z.mean(0)), "depend on the other images"),
     "first of a batch": (seeing(lambda x: (x + x[:1]) / 2), "depend on the other images"),
     "before it in a batch": (changed(lambda z: z.cumsum(0)), "depend on the other images"),
@@ -117,11 +111,11 @@ MODELS = {
     "arguments": (lambda: nn.Bilinear(64, 64, 10), "fails on .*: TypeError"),
     "exits": (seeing(lambda x: sys.exit(0)), "fails on .*: SystemExit"),
     "in place": (seeing(lambda x: x.sub_(0.5)), "changes its input in place"),
+    "unseen in place": (seeing(nn.ReLU(inplace=True)), "changes its input in place"),
     "counts": (lambda: Counting(), "a pass changes calls, on"),
     "counts in a buffer": (lambda: Counting("buffer"), "a pass changes count, on"),
     "lists": (lambda: Counting("list"), "a pass changes seen, on"),
     "inference": (changed(torch.inference_mode()(lambda z: z * 1)), "leave torch.inference_mode"),
-    "unseen in place": (seeing(nn.ReLU(inplace=True)), "changes its input in place"),
 }
 
 
@@ -162,28 +156,27 @@ def test_logits_of_another_kind_are_taken(made, digits):
 
 WRONG = [
     (lambda x, y: (x.double(), y), "images are torch.float64"),
-    (lambda x, y: ((255 * x).to(torch.uint8), y), "images are torch.uint8"),
+    (lambda x, y: ((255 * x).to(torch.uint8), y), r"images are torch.uint8 \[64, 1, 8, 8\]; give"),
     (lambda x, y: (255 * x, y), "outside"),
     (lambda x, y: (2 * x - 1, y), "outside"),
     (lambda x, y: (x / 255, y), "divided by 255 twice"),
     (lambda x, y: (x * float("nan"), y), "NaN"),
     (lambda x, y: (x.clone().requires_grad_(), y), "require a gradient"),
-    (lambda x, y: (x.numpy(), y), "images are ndarray"),
-    (lambda x, y: (x[:, 0], y), "not .N, C, H, W"),
-    (lambda x, y: (x[:, :, :0], y), "no pixels"),
-    (lambda x, y: (x.to_sparse(), y), "sparse"),
-    (lambda x, y: (x.to("meta"), y), "hold no numbers"),
+    (lambda x, y: (x.numpy(), y), "images are ndarray; give floats"),
+    (lambda x, y: (x[:, 0], y), r"\[64, 8, 8\]; give floats .N, C, H, W"),
+    (lambda x, y: (x[:, :, :0], y), r"\[64, 1, 0, 8\]; give"),
+    (lambda x, y: (x.to_sparse(), y), "images are torch.sparse"),
+    (lambda x, y: (x.to("meta"), y), "images are meta"),
     (lambda x, y: (x.repeat(1, 3, 1, 1), y), "fails on images"),
     (lambda x, y: (x, y.int()), "labels are torch.int32"),
-    (lambda x, y: (x, y.float()), "labels are torch.float32"),
-    (lambda x, y: (x, torch.eye(10)[y]), r"\[64, 10\] labels for 64"),
-    (lambda x, y: (x, y[0]), r"\[\] labels for 64"),
+    (lambda x, y: (x, torch.eye(10)[y]), r"labels are torch.float32 \[64, 10\]; give .* \[64\]"),
+    (lambda x, y: (x, y[0]), r"labels are torch.int64 \[\];"),
     (lambda x, y: (x, y.tolist()), "labels are list"),
     (lambda x, y: (x, None), "labels are NoneType"),
-    (lambda x, y: (x, y.to("meta")), "labels hold no numbers"),
-    (lambda x, y: (x, y * 0 - 100), "a label is below 0"),
+    (lambda x, y: (x, y.to("meta")), "labels are meta"),
+    (lambda x, y: (x, y * 0 - 100), "of at least 0"),
     (lambda x, y: (x, y + 10), "label 19 is none of 10 classes"),
-    (lambda x, y: (x, y[1:]), "63 labels for 64 images"),
+    (lambda x, y: (x, y[1:]), r"labels are torch.int64 \[63\]; give torch.int64 \[64\]"),
 ]
 
 
@@ -318,9 +311,9 @@ def test_plain_randomness_is_found_and_averaged_over(source, digits):
     adv = pgd(model, images, labels, 0.1, 0.05, 2, draws=5, cost=cost)
     assert cost.gradients == 2 * 5 * len(images)  # each draw is a pass of its own
     assert torch.equal(adv, pgd(model, images, labels, 0.1, 0.05, 2, draws=5))
-    drawn = all_logits(model, images, Scoring(draws=10))
+    drawn = all_logits(model, images, Work(draws=10))
     assert len(drawn) == 10 and not torch.equal(drawn[0], drawn[1])
-    assert torch.equal(drawn, all_logits(model, images, Scoring(draws=10)))
+    assert torch.equal(drawn, all_logits(model, images, Work(draws=10)))
     one = frozen_copy(known)(images[:1].repeat(3, 1, 1, 1))
     assert torch.equal(one[0], one[1]) and torch.equal(one[1], one[2])
     assert torch.equal(states[0], torch.get_rng_state())
@@ -429,7 +422,7 @@ def test_layers_stand_behind_every_activation_or_none(digits):
     acts = iter([nn.ReLU(), Halved(), nn.ReLU()])
     with pytest.raises(UserError, match="SAP: it would act at 2 of 3 activations: 3 is a Halved"):
         prune("SAP", shared_relu(lambda: next(acts)), 1.0)
-    with pytest.raises(UserError, match=r"1 activation modules but not at 1 calls of .* relu"):
+    with pytest.raises(UserError, match=r"at 1 of 2 activations: relu is called"):
         prune("SAP", Functional().eval(), 1.0, digits)
 
 

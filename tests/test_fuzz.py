@@ -27,16 +27,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from planted import model, run_of
 from safetensors.torch import save
+from settings import check
 from test_data import write
 from workspace import RAW
 
-from advprune.attacks.registry import attacks_of
-from advprune.attacks.zoo import check_attack
 from advprune.core import files
 from advprune.core.claims import read_claims
 from advprune.core.errors import UserError
 from advprune.core.params import Params, load
-from advprune.core.resume import Parts
+from advprune.core.resume import Parts, unfinished
 from advprune.core.settings import parse, text_of, yaml_of
 from advprune.core.train_settings import DataSettings
 from advprune.data import prepare
@@ -46,26 +45,19 @@ from advprune.models.checkpoint import build, fill, header_spec, load_model, sav
 from advprune.models.spec import spec_of
 from advprune.models.tensor_file import read_weights
 from advprune.models.weights import plain
-from advprune.pruning import check_settings
 from advprune.report.gate import judge
 from advprune.report.gate_page import page
 from advprune.report.read import records_of
 from advprune.report.results import read_results, results
 from advprune.report.revision import revision_of
 from advprune.rl.settings import load as rl_load
-from advprune.studies import check_studies
 from conftest import make_network
 
 
 # --- settings ------------------------------------------------------------------------------------
 def test_settings():
     def taken(raw):
-        params = parse(Params, raw, "params.yaml")
-        attacks_of(params.active())
-        check_settings(params)
-        check_studies(params)
-        for extra in params.attack.extra:
-            check_attack(extra.name, extra.arguments())
+        check(parse(Params, raw, "params.yaml"))
 
     extra = {"name": "PGD", "eps": "8/255", "alpha": 0.01, "steps": 2}
     known = RAW | {"attack": RAW["attack"] | {"extra": [extra]}}
@@ -101,19 +93,17 @@ def test_yaml_that_is_no_settings(text):
 
 
 def test_files_that_hold_no_settings(tmp_path):
-    path = tmp_path / "params.yaml"
-    for encoding in ("utf-16", "latin-1"):
-        path.write_bytes("profile: digits # é".encode(encoding))
-        with pytest.raises(UserError, match=r"params.yaml is not UTF-8 text; save it"):
-            load(path)
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(UserError, match="pipe is no plain file"):
-        load(tmp_path / "pipe")
-    path.write_text("")
-    with pytest.raises(UserError, match="holds no settings; restore it"):
-        load(path)
-    with pytest.raises(UserError, match="run this in the root of the project"):
-        load(tmp_path / "absent" / "params.yaml")
+    (tmp_path / "empty").touch()
+    (tmp_path / "latin").write_bytes("profile: digits # é".encode("latin-1"))
+    for name, words in (
+        ("latin", "as UTF-8 text"),
+        ("pipe", "it is no plain file"),
+        ("empty", "holds no settings; restore it"),
+        ("absent", "it is not there; run this in the root of the project"),
+    ):
+        with pytest.raises(UserError, match=f"{name}.* {words}"):
+            load(tmp_path / name)
     wrong = b"\xff\xfe", b"- claims: {2020-13-45: 1}", b"- {claims: {x: 1}}", b"[" * 3000
     for reads, contents in product((read_claims, rl_load), wrong):
         (tmp_path / "x.yaml").write_bytes(contents)
@@ -180,45 +170,46 @@ def test_bytes_of_checkpoints(network, tmp_path):
     fuzz_bytes("checkpoints", [own, zipped.getvalue(), legacy.getvalue()], taken, 2_000)
 
 
-def odd_dicts(network):
-    state = stored(network)
-    loop = {"epoch": 1}
+def test_odd_state_dicts(network, tmp_path):
+    header = b'{"a":{"dtype":"F32","shape":[0,4294967296,4294967296],"data_offsets":[0,0]}}'
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(UserError, match=r"a \(.*\) is no plain tensor"):
+        opened(tmp_path / "a.safetensors")
+    state, loop = stored(network), {"epoch": 1}
     loop["state_dict"] = loop
     conv = state["conv1.weight"]
-    return {
+
+    def first(tensor):
+        return state | {"conv1.weight": tensor}
+
+    taken = {
+        "complex": first(conv.to(torch.complex64)),
+        "deep": {"state_dict": {"model": {"net": {"weights": {"state_dict": state}}}}},
+        "encoder": {"encoder": state, "optimizer": {"state": {}, "param_groups": []}},
+    }
+    refused = {
+        "sparse": first(conv.to_sparse()),
+        "stride 0": first(torch.zeros(()).expand(2, 1, 3, 3)),
         "self-referential": loop,
-        "stride 0": state | {"conv1.weight": torch.zeros(()).expand(2, 1, 3, 3)},
-        "huge stride 0": state | {"conv1.weight": torch.zeros(()).expand(10**6, 10**5, 3, 3)},
-        "meta": state | {"conv1.weight": torch.empty(2, 1, 3, 3, device="meta")},
-        "float8": state | {"conv1.weight": conv.to(torch.float8_e4m3fn)},
-        "sparse": state | {"conv1.weight": conv.to_sparse()},
-        "complex": state | {"conv1.weight": conv.to(torch.complex64)},
+        "huge stride 0": first(torch.zeros(()).expand(10**6, 10**5, 3, 3)),
+        "meta": first(torch.empty(2, 1, 3, 3, device="meta")),
+        "float8": first(conv.to(torch.float8_e4m3fn)),
         "long name": state | {"x" * 301: conv},
         "numbers as names": {1: conv},
         "empty": {},
         "text": "no network",
-        "deep": {"state_dict": {"model": {"net": {"weights": {"state_dict": state}}}}},
         "numpy": {"model": state, "best": np.float64(1.0)},
         "scalars": state | {"epoch": 3},
-        "encoder": {"encoder": state, "optimizer": {"state": {}, "param_groups": []}},
         "optimizer": torch.optim.Adam(network.parameters()).state_dict(),
     }
-
-
-def test_odd_state_dicts(network, tmp_path):
-    header = b'{"a":{"dtype":"F32","shape":[0,4294967296,4294967296],"data_offsets":[0,0]}}'
-    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-    with pytest.raises(UserError, match="a has the shape"):
-        opened(tmp_path / "a.safetensors")
-    for name, content in odd_dicts(network).items():
+    for name, content in (taken | refused).items():
         torch.save(content, tmp_path / "theirs.pt")
         try:
             opened(tmp_path / "theirs.pt")
         except UserError as error:
-            assert "\n" not in str(error), name
-            assert name not in ("deep", "encoder")
+            assert "\n" not in str(error) and name not in taken, name
         else:
-            assert name in ("deep", "encoder", "sparse", "complex", "stride 0"), name
+            assert name not in refused, name
 
 
 # --- pictures ------------------------------------------------------------------------------------
@@ -379,13 +370,8 @@ def _folder(path, version):
 
 
 def _model(path, version):
-    net = make_network(torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(version)))
-    save_model(net, path)
-
-
-def _parquet(path, version):
-    with files.atomic(path) as temporary:
-        pd.DataFrame({"x": np.random.default_rng(version).random(3000)}).to_parquet(temporary)
+    images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(version))
+    save_model(make_network(images), path)
 
 
 def _torch(path, version):
@@ -393,13 +379,8 @@ def _torch(path, version):
         torch.save({"x": torch.full((3000,), version)}, temporary)
 
 
-WRITES = {
-    "json": lambda path, version: files.write_json(path, [version] * 3000),
-    "folder": _folder,
-    "model": _model,
-    "parquet": _parquet,
-    "torch": _torch,
-}
+def _json(path, version):
+    files.write_json(path, [version] * 3000)
 
 
 def forked(work):
@@ -432,9 +413,8 @@ def seen(place):
     return files.sha256_of(place)
 
 
-@pytest.mark.parametrize("what", WRITES)
-def test_a_kill_at_any_moment_leaves_the_old_or_the_new(what, pipeline):
-    write = WRITES[what]
+@pytest.mark.parametrize("write", [_json, _folder])
+def test_a_kill_at_any_moment_leaves_the_old_or_the_new(write, pipeline):
     write(pipeline, 2)
     new = seen(pipeline)
     write(pipeline, 1)
@@ -469,16 +449,16 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new(what, pipeline):
     assert seen(pipeline) == new
 
 
-@pytest.mark.parametrize("what", WRITES)
-def test_a_disk_that_is_full_is_said_in_one_line(what, pipeline):
+@pytest.mark.parametrize("write", [_json, _folder, _model, _torch])  # errors of four kinds
+def test_a_disk_that_is_full_is_said_in_one_line(write, pipeline):
     """The kernel refuses files of more than some bytes, as it does on a full disk."""
-    WRITES[what](pipeline, 1)
+    write(pipeline, 1)
     old = seen(pipeline)
 
     def work():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
-        WRITES[what](pipeline, 2)
+        write(pipeline, 2)
 
     assert forked(work) == 2 << 8
     assert seen(pipeline) == old and [p.name for p in Path("runs").iterdir()] == [pipeline.name]
@@ -500,11 +480,15 @@ def test_two_at_once_write_one_or_the_other(pipeline):
         assert seen(pipeline) in allowed
 
 
-def test_unfinished_work_has_one_worker(tmp_path):
+def test_unfinished_work_has_one_worker(tmp_path, monkeypatch):
     """Finished parts are read back, under the same settings; what is damaged is made again."""
     parts, other = (Parts(tmp_path, name, files=[]) for name in ("it", "other"))
     assert forked(lambda: Parts(tmp_path, "it", files=[])) == 2 << 8
     assert forked(lambda: Parts(tmp_path, "third", files=[])) == 0
+    monkeypatch.chdir(tmp_path)
+    with unfinished("training", files=[]):
+        assert forked(lambda: unfinished("training", files=[]).__enter__()) == 2 << 8
+    assert not [*Path("checkpoints").iterdir()]
     for work, damaged, found in ((1, False, 1), (2, False, 1), (3, True, 3), (4, False, 3)):
         if damaged:
             for name in ("x.parquet", "i.safetensors"):

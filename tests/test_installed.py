@@ -285,11 +285,9 @@ def test_the_guides_code(linear, tmp_path, monkeypatch):
         ({"eps": "a lot"}, "eps is a number or a fraction"),
         ({"eps": 2.0}, "at most 1 in Linf"),
         ({"eps": "0.5/255"}, "in images of 8 bits nothing changes by less than 1/255"),
-        ({"eps": 0.003, "norm": "L2"}, "in images of 8 bits nothing changes by less than 1/255"),
         ({"eps": 5.0, "norm": "L2"}, "at most 4 in L2"),
         ({"norm": "L1"}, "norm is Linf or L2"),
         ({"labels": torch.full((24,), 2)}, "label 2 is none of 2 classes"),
-        ({"model": nn.Softmax(1)}, "the model returns"),
         ({"dense": nn.Sequential(nn.Flatten(), nn.Linear(16, 3))}, "classes"),
     ],
 )
@@ -314,8 +312,7 @@ def test_defaults_are_the_settings_of_all_profiles():
 
 # --- pictures ------------------------------------------------------------------------------------
 def test_only_drawn_pictures_are_opened(folder, monkeypatch):
-    opened = []
-    decode = given_module.decode
+    opened, decode = [], given_module.decode
 
     def noted(place, name, *rest):
         opened.append(f"{place.name}/{name}")
@@ -323,21 +320,15 @@ def test_only_drawn_pictures_are_opened(folder, monkeypatch):
 
     monkeypatch.setattr(given_module, "decode", noted)
 
-    def peak():
-        tracemalloc.start()
-        split = read_given(folder / "pictures", 10)
-        assert torch.bincount(split.labels).tolist() == [5, 5]
-        top = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return top
-
-    before = peak()
     for kind in ("above", "below"):
-        for number in range(5_000):
-            place = folder / "pictures" / kind
+        place = folder / "pictures" / kind
+        for number in range(500):
             os.link(place / "0.png", place / f"more{number}.png")
-    opened.clear()
-    assert peak() - before < 4_000_000 and len(opened) == 10
+    tracemalloc.start()
+    split = read_given(folder / "pictures", 10)
+    assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    tracemalloc.stop()
+    assert torch.bincount(split.labels).tolist() == [5, 5] and len(opened) == 10
 
 
 def test_classes_are_in_the_order_of_the_outputs(folder):
@@ -354,7 +345,7 @@ def test_classes_are_in_the_order_of_the_outputs(folder):
     (folder / "more").mkdir()
     shutil.move(folder / "test", folder / "more" / "test")
     assert torch.equal(read_given(folder / "more", classes=names).images, split.images)
-    with pytest.raises(UserError, match="has test/ and no train/"):
+    with pytest.raises(UserError, match="has no train/"):
         read_given(folder / "more", part="train")
     np.savez(folder / "held.npz", images=split.images.permute(0, 2, 3, 1), labels=split.labels)
     held = read_given(folder / "held.npz", classes=names)
@@ -376,13 +367,16 @@ def test_classes_are_in_the_order_of_the_outputs(folder):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda p: (p / "x.bmp").write_bytes(b""), "x.bmp is a picture, but neither"),
+        (
+            lambda p: (p / "x.bmp").write_bytes(b""),
+            "above/x.bmp' is neither PNG nor JPEG by its name",
+        ),
         (lambda p: Image.new("L", (9, 8)).save(p / "x.png"), "is 9x8 pixels but most are 8x8"),
         (lambda p: (p / "x.png").write_bytes(b"no picture"), "no image that can be used"),
-        (lambda p: (p / "x" / "y.png").mkdir(parents=True), "above/x is a folder, in which no"),
-        (lambda p: (p.parent / "x.png").touch(), "x.png lies in no sub-folder"),
-        (lambda p: (p.parent / "other").mkdir(), "'other' is none of the 2 classes"),
-        (lambda p: (p.parent / "train").mkdir(), "has train/ and no test/"),
+        (lambda p: (p / "x" / "y.png").mkdir(parents=True), "above/x' is out of place"),
+        (lambda p: (p.parent / "x.png").touch(), "x.png' is out of place"),
+        (lambda p: p.rename(p.parent / "other"), "'other' is none of the 2 classes"),
+        (lambda p: (p.parent / "train").mkdir(), "has no test/"),
         (lambda p: shutil.rmtree(p.parent), "pictures does not exist; check --data"),
     ],
 )

@@ -142,11 +142,11 @@ def test_no_image_costs_more_answers_than_it_may_and_the_size_of_a_batch_changes
 
 def test_what_is_wrong_already_and_what_nothing_fools():
     (model, images), never = two_sides(), Linear(torch.zeros(2, 36).double())
-    with torch.no_grad():
-        wrong = 1 - model(images).argmax(1)
+    wrong = 1 - model(images).detach().argmax(1)
+    how = given("hopskipjump", eps=0.1, queries=400)
     for network, labels, far in ((model, wrong, 0.0), (never, torch.zeros(12).long(), torch.inf)):
-        how = given("hopskipjump", eps=0.1, queries=400)
-        adv, distances = hopskipjump(network, images, labels, *how)
+        with torch.no_grad():
+            adv, distances = hopskipjump(network, images, labels, *how)
         assert (distances == far).all() and torch.equal(adv, images)
 
 
@@ -154,16 +154,11 @@ def test_what_is_wrong_already_and_what_nothing_fools():
 def test_nes_looks_as_far_as_sigma_in_the_norm_of_the_budget(norm, sigma):
     images, labels = torch.full((2, 3, 16, 16), 128 / 255), torch.zeros(2, dtype=torch.int64)
     setting = {"method": "nes", "norm": norm, "eps": 1.0, "step": 0.0, "sigma": sigma, "steps": 1}
-    seen = []
-    never = nn.Sequential(nn.Flatten(), nn.Linear(768, 2))
+    never, seen = nn.Sequential(nn.Flatten(), nn.Linear(768, 2)), []
     never[1].weight.data.fill_(1 / 768)
     never[1].bias.data = torch.tensor([10.0, 0.0])  # cannot be fooled
-    craft(
-        Around(never, images=lambda x: seen.append(x.detach()) or x),
-        images,
-        labels,
-        typed("it", OtherAttack.model_validate(setting)),
-    )
+    watched = Around(never, images=lambda x: seen.append(x.detach()) or x)
+    craft(watched, images, labels, typed("it", OtherAttack.model_validate(setting)))
     changes = (torch.cat(seen) - 128 / 255).flatten(1)
     changes = changes[changes.std(1) > 1e-3]  # those that are no given image
     assert len(changes) == 2 * 2 * 32

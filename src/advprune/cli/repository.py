@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from advprune.core.params import Params, Profile
     from advprune.core.train_settings import ModelSettings
     from advprune.data import Split
-    from advprune.models.spec import ModelSpec
 
 UNKNOWN = Network()
 COLOUR = 3  # channels
@@ -52,18 +51,15 @@ class Images:
     ] = None
 
     def place(self, known: Network, part: str = "test") -> "Repository":
-        """Where a command works: the pictures of --data, else the project that this folder is.
-
-        part: `test` or `train`, the sub-folder of --data that is meant where there are such. Raises
-        UserError where there is neither, or an option goes with the other.
-        """
+        """The pictures of --data (of its sub-folder `part`, test or train, if there are such), else
+        the project that this folder is; UserError where an option goes with the other."""
         from advprune.core.params import FILE
 
         if self.data is not None:
             if self.profile is not None:
                 raise UserError("give either --data or --profile")
             return Pictures(known, self, part)
-        asked = {key: value for key, value in vars(self).items() if key != "profile"}
+        asked = vars(self) | {"profile": None}
         if part == "test":
             asked |= {"resize": known.resize, "crop": known.crop}
         for option in (key for key, value in asked.items() if value is not None):
@@ -100,22 +96,16 @@ class Attacked(Images):
 class Repository:
     """The current folder, seen with the settings of one profile."""
 
+    params: "Params"
+    model: "ModelSettings"  # of networks whose file does not say
+
     def __init__(self, profile: str | None) -> None:
         """Read params.yaml; UserError where it is missing or wrong."""
         from advprune.core.params import load
 
-        self._params = load(profile=profile)
+        self.params = load(profile=profile)
+        self.model = self.params.active().model
         self._made: dict[str, Split] = {}  # where no prepared images are there
-
-    @property
-    def params(self) -> "Params":
-        """The settings."""
-        return self._params
-
-    @property
-    def model(self) -> "ModelSettings":
-        """The settings of the network."""
-        return self.profile.model
 
     @property
     def profile(self) -> "Profile":
@@ -127,8 +117,8 @@ class Repository:
         return Path(kind) / self.params.profile / name
 
     def split(self, name: str) -> "Split":
-        """The profile's train, val or test images: as prepared, if from the settings and files that
-        are there now, else made in memory."""
+        """The train, val or test images: as prepared, if from the settings and files that are there
+        now, else made in memory."""
         from advprune.data import prepare, read_split
         from advprune.data.sources import key_of
 
@@ -140,41 +130,47 @@ class Repository:
         self._made = self._made or prepare(self.profile.data, self.params.seed)
         return self._made[name]
 
+    def sizes(self) -> dict[str, int]:
+        """Channels and classes of the images."""
+        images = self.split("test")
+        return {"channels": images.shape[0], "classes": len(images.classes)}
+
+    def show(self, fit: "Fit | None", channels: int | None = None) -> None:
+        """Show pictures as a network takes them; a profile's images are as they were prepared."""
+
+    def has(self, count: int) -> str:
+        """What has so many channels or classes, and what to do where a network has others."""
+        return f"profile {self.params.profile} has {count}; choose another with --profile"
+
     def network(self, path: Path, known: Network = UNKNOWN) -> "nn.Module":
         """The network in a checkpoint that passes the audit, ready for these images.
 
-        Checkpoints of this library describe themselves. Of others the architecture is the one that
-        is `known` or inferred, or the profile's if that is not one of this library's. Images are
-        normalized as timm or torchvision trained the network, or as in the profile where that has
-        such a network; what is `known` overrides both. Raises UserError if the audit finds a fault,
-        or if the network does not fit the images.
+        Checkpoints of this library describe themselves. Of others the architecture is `known`, or
+        inferred, or the profile's if that is not one of this library's; images are normalized as is
+        `known`, or as timm or torchvision trained the network, or as in the profile where that has
+        such a network. UserError where the audit finds a fault or images do not fit.
         """
         from advprune.models.audit import audit, shown
-        from advprune.models.checkpoint import build, fill, header_spec
+        from advprune.models.checkpoint import build, fill
         from advprune.models.foreign import check_answers
         from advprune.models.preprocessing import Preprocessing, preprocessing_of
         from advprune.models.spec import ModelSpec
-        from advprune.models.tensor_file import read_weights
         from advprune.training.networks import spec_for
 
-        tensors, metadata = read_weights(path)
-        header, own = header_spec(metadata, str(path)), self.model
-        foreign = header is None
-        theirs = known.theirs(tensors) if foreign else None
-        tensors = theirs.tensors if theirs else tensors
-        said = known.given(path if foreign else None, theirs)
+        read, own = known.read(path), self.model
+        foreign, said = read.header is None, read.said
         made = {"architecture": own.network} | said
         if foreign and not is_library(name := made["architecture"]):
             options = {"options": own.options} if own.options and name == own.network else {}
-            said = options | self.fits | shown(name, tensors) | made
+            said = options | self.sizes() | shown(name, read.tensors) | made
         factory = self.factory(said)
-        found = audit(tensors, header, given=said, keep=known.keep, factory=factory)
+        found = audit(read.tensors, read.header, given=said, keep=known.keep, factory=factory)
         if (spec := found.spec) is None or not found.sound:
             more = f" (and {len(found.faults) - 1} more)" if len(found.faults) > 1 else ""
             raise UserError(f"{path}: {found.faults[0]}{more}; see `advprune audit`")
         how = None
-        if theirs and theirs.normalized:
-            how = Preprocessing(*theirs.normalized, fit=None)
+        if read.theirs and read.theirs.normalized:
+            how = Preprocessing(*read.theirs.normalized, fit=None)
         # A network of the profile's kind is taken for one that was trained on its images.
         elif foreign and (own.network != spec.architecture or own.weights):
             how = preprocessing_of(spec.architecture, spec.options, path)
@@ -185,30 +181,14 @@ class Repository:
                 ours = spec_for(own.model_copy(update={"normalize": True}), self.split("train"))
                 seen |= {"mean": ours.mean, "std": ours.std}
         spec = parse(ModelSpec, dict(spec) | seen, str(path))
-        for what, needs in self.fits_of(spec).items():
+        self.show(spec.fit, spec.channels)
+        for what, needs in self.sizes().items():
             if (has := getattr(spec, what)) != needs:
                 raise UserError(f"{path} is a network of {has} {what}, but {self.has(needs)}")
         model = build(spec, factory)
         fill(model, found.tensors, where=str(path))
         check_answers(model, self.split("test").shape)
         return model
-
-    @property
-    def fits(self) -> dict[str, int]:
-        """Channels and classes of the images."""
-        images = self.split("test")
-        return {"channels": images.images.shape[1], "classes": len(images.classes)}
-
-    def fits_of(self, spec: "ModelSpec") -> dict[str, int]:
-        """What the images are to a network of that spec."""
-        return self.fits
-
-    def fitted(self, fit: "Fit | None") -> None:
-        """Have pictures resized and cut so; a profile's images have their size."""
-
-    def has(self, count: int) -> str:
-        """What has so many channels or classes, and what to do where a network has others."""
-        return f"profile {self.params.profile} has {count}; choose another with --profile"
 
     def factory(self, given: Mapping[str, Any]) -> str | None:
         """The function that may be called to make a network: the one given, or the profile's."""
@@ -217,12 +197,12 @@ class Repository:
 
 
 class Pictures(Repository):
-    """No repository: pictures of one's own, under the settings that come with the package."""
+    """No repository: pictures of one's own, under the settings that come with the package. They are
+    read when the first network that they are shown to has said how."""
 
     def __init__(self, known: Network, given: Images, part: str = "test") -> None:
-        """Look at the pictures that are `given`; UserError where they or the settings cannot be
-        used. part: the sub-folder that is meant where there are train/ and test/; of `train` all
-        pictures are read."""
+        """Look at the first of the pictures that are `given`; of the part `train` all are read."""
+        from advprune.core.train_settings import ModelSettings
         from advprune.data.given import read_given, read_names
         from advprune.defaults import defaults
 
@@ -230,46 +210,35 @@ class Pictures(Repository):
         data, self.fit, self.part = said["data"], known.fit(), part
         if self.fit is not None and not data.is_dir():
             raise UserError("--resize and --crop are for folders of pictures")
-        named = read_names(said["names"]) if "names" in said else ()
+        names = read_names(said["names"]) if "names" in said else ()
         most = None if part == "train" else said.get("images", IMAGES)
-        self.read = partial(read_given, data, most, classes=named, part=part)
-        self.first = read_given(data, 1, classes=named, part=part)
-        self.channels = known.channels or self.first.images.shape[1]
+        self.read = partial(read_given, data, classes=names, part=part)
+        self.most, first = most, self.read(1)
+        self.channels, self.classes = known.channels or first.shape[0], len(first.classes)
+        self.model = ModelSettings(normalize=False)
         budget = said.get("eps", "8/255"), said.get("norm", "Linf")
         self.settings = partial(defaults, *budget, queries=said.get("queries"))
 
     @cached_property
-    def params(self) -> "Params":
-        """Those that come with the package."""
+    def params(self) -> "Params":  # type: ignore[override]
+        """Those that come with the package, for images of this size."""
         return self.settings(self._images.shape)
 
-    @property
-    def model(self) -> "ModelSettings":
-        from advprune.core.train_settings import ModelSettings
+    def sizes(self) -> dict[str, int]:
+        return {"channels": self.channels, "classes": self.classes}
 
-        return ModelSettings(normalize=False)
+    def show(self, fit: "Fit | None", channels: int | None = None) -> None:
+        """Grey ones in colour to a network of colour images, all at its size; UserError where that
+        is another than that of the network before."""
+        if self.channels == 1 and channels == COLOUR:
+            self.channels = COLOUR
+        if "_images" not in vars(self):
+            self.fit = fit or self.fit
+        elif fit not in (None, self.fit):
+            raise UserError("the networks take pictures of other sizes; give --resize and --crop")
 
     def has(self, count: int) -> str:
         return f"the pictures have {count}; --names FILE names its classes in order"
-
-    @property
-    def fits(self) -> dict[str, int]:
-        return {"channels": self.channels, "classes": len(self.first.classes)}
-
-    def fits_of(self, spec: "ModelSpec") -> dict[str, int]:
-        """Grey pictures are shown to a network of three channels in colour, and all at the size
-        that it takes."""
-        self.fitted(spec.fit)
-        if self.channels == 1 and spec.channels == COLOUR:
-            self.channels = COLOUR
-        return self.fits
-
-    def fitted(self, fit: "Fit | None") -> None:
-        """UserError where that is another size than that of the network before."""
-        if "_images" in vars(self) and fit not in (None, self.fit):
-            raise UserError("the networks take pictures of other sizes; give --resize and --crop")
-        if "_images" not in vars(self):
-            self.fit = fit or self.fit
 
     def split(self, name: str) -> "Split":
         if name not in ("test", self.part):
@@ -281,9 +250,9 @@ class Pictures(Repository):
 
     @cached_property
     def _images(self) -> "Split":
-        found = self.read(fit=self.fit)
-        if found.images.shape[1] == 1 < self.channels:
+        found = self.read(self.most, fit=self.fit)
+        if found.shape[0] == 1 < self.channels:
             return replace(found, images=found.images.repeat(1, self.channels, 1, 1))
-        if found.images.shape[1] != self.channels:
+        if found.shape[0] != self.channels:
             raise UserError("some of the pictures are grey and some in colour; convert them to one")
         return found

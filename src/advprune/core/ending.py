@@ -1,7 +1,6 @@
 """How a command or a stage ends: its exit status, and one line where something is wrong."""
 
 import atexit
-import errno
 import gc
 import io
 import os
@@ -12,7 +11,6 @@ from typing import Any
 
 from advprune.core.errors import UserError
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # of writing, without a name
 WRONG = 2  # also what a wrong option ends with; 1 is an answer: "no"
 
 
@@ -48,13 +46,9 @@ def ended(app: Callable[..., Any], name: str) -> int:
     except (typer.Abort, KeyboardInterrupt):
         print("error: interrupted", file=sys.stderr)
         return 130
-    except OSError as error:
-        if error.errno in FULL:
-            print(f"error: {error.strerror}", file=sys.stderr)
-        elif error.filename is None:
-            traceback.print_exc()
-        else:  # of a path that was given: too long, not to be read, …
-            print(f"error: {UserError(f'{error.filename}: {error.strerror}')}", file=sys.stderr)
+    except OSError as error:  # of a path that was given: too long, not to be read; of a full disk
+        where = "" if error.filename is None else f"{error.filename}: "
+        print(f"error: {UserError(f'{where}{error.strerror or error}')}", file=sys.stderr)
     except SystemExit as error:
         if isinstance(error.__context__, BrokenPipeError):  # who reads has gone: `| head`
             return WRONG

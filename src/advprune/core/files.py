@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import sys
 import uuid
@@ -13,12 +14,17 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from advprune.core.errors import UserError
 from advprune.core.hub import downloaded, on_hub
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 WRITING = Path("checkpoints/writing")  # temporary files of a pipeline
+# What torch and safetensors say of a failed write, each with an error of its own kind.
+FAILED = re.compile(r"RuntimeError: .*(inline_container|writ)|SafetensorError: .*I/O")
 
 
 @contextmanager
@@ -27,8 +33,8 @@ def atomic(path: Path) -> Iterator[Path]:
     success, whole, and is deleted on failure. Folders replace folders, and files files.
 
     Where there is a pipeline it lies in checkpoints/, which no stage depends on: what a killed
-    process leaves there changes no result. Parent folders are made. Raises UserError where the
-    folder cannot be written.
+    process leaves there changes no result. Parent folders are made. UserError where the folder
+    cannot be written.
     """
     temporary = path.with_name(name := f".{uuid.uuid4().hex[:8]}.{path.name}")
     if path.exists() and not (path.is_file() or path.is_dir()):
@@ -47,37 +53,37 @@ def atomic(path: Path) -> Iterator[Path]:
         else:
             temporary.replace(path)
         _flush(path.parent)
-    except Exception as error:  # torch and safetensors have kinds of their own of a failed write
+    except Exception as error:
         said = " ".join((getattr(error, "strerror", None) or str(error)).split())[:200]
-        torchs = isinstance(error, RuntimeError) and ("inline_container" in said or "writ" in said)
-        others = type(error).__name__ == "SafetensorError" and "I/O" in said
-        if not (isinstance(error, OSError) or torchs or others):
+        if not (isinstance(error, OSError) or FAILED.match(f"{type(error).__name__}: {said}")):
             raise
-        raise UserError(
-            f"cannot write {path}: {said}; "
-            "check that the folder may be written to and that the disk has room"
-        ) from error
+        raise _unwritable(path, said) from error
     finally:
         with suppress(OSError):
             shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
 
 
-def check_writable(path: Path, read: Collection[Path] = ()) -> None:
-    """UserError where no file can be written to `path`, or it is one of those that are `read`:
-    asked before the work that it is to hold. Parent folders are made."""
+def _unwritable(path: Path, why: str) -> UserError:
+    check = "check that the folder may be written to and that the disk has room"
+    return UserError(f"cannot write {path}: {why}; {check}")
+
+
+def check_writable(path: Path, read: Collection[Path] = (), suffix: str = "") -> None:
+    """UserError where no file can be written to `path`, it is one of those that are `read`, or ends
+    otherwise: asked before the work that it is to hold. Parent folders are made."""
+    if not path.name.endswith(suffix):
+        raise UserError(f"cannot write {path}: name a file that ends in {suffix}")
     if path.resolve() in [one.resolve() for one in read]:
         raise UserError(f"cannot write {path}: it is the network; name another file")
     if path.is_dir():
         raise UserError(f"cannot write {path}: it is a folder; name a file")
-    with suppress(_Tried), atomic(path) as temporary:
-        temporary.touch()
-        raise _Tried
-    if not os.access(path.parent, os.W_OK):  # where the temporary file lies elsewhere
-        raise UserError(f"cannot write {path}: its folder may not be written to")
-
-
-class _Tried(Exception):
-    """Leaves `atomic` before it writes."""
+    trial = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise _unwritable(path, error.strerror or str(error)) from error
 
 
 def _flush(place: Path) -> None:
@@ -91,22 +97,18 @@ def _flush(place: Path) -> None:
 
 def swap(one: Path, other: Path) -> None:
     """Exchange two folders, on Linux in a single step."""
-    libc, here, exchange = ctypes.CDLL(None), -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    names = os.fsencode(one), os.fsencode(other)
-    swap = getattr(libc, "renameat2", None)
-    if swap is None or swap(here, names[0], here, names[1], exchange) != 0:
-        aside = one.with_name(f"{one.name}.old")
-        other.rename(aside)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    rename = getattr(ctypes.CDLL(None), "renameat2", lambda *_: 1)
+    if rename(here, os.fsencode(one), here, os.fsencode(other), exchange) != 0:
+        other.rename(aside := one.with_name(f"{one.name}.old"))
         one.rename(other)
         aside.rename(one)
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Inside, no other process works in `folder`; UserError where one does.
-
-    Within a process, and in those that it forks, it may be locked again.
-    """
+    """Inside, no other process works in `folder`; UserError where one does. Within a process, and
+    in those that it forks, it may be locked again."""
     place = folder.with_name(f"{folder.name}.lock")
     place.parent.mkdir(parents=True, exist_ok=True)
     with place.open("a") as file:
@@ -134,25 +136,20 @@ def plain_file(path: Path, what: str = "file", remedy: str = "check the path") -
 
 
 def existing(root: str, named: str = "data.root or ADVPRUNE_DATA") -> Path:
-    """The absolute path of a place; UserError, which says what `named` it, if there is none."""
-    try:
+    """The absolute path of a folder or file; UserError, which says what `named` it, if there is
+    none."""
+    fault = "does not exist"
+    with suppress(OSError, RuntimeError):  # a name that is too long, a user that is unknown
         path = Path(root).expanduser().absolute()
-        there, usual = path.exists(), path.is_dir() or path.is_file()
-    except (OSError, RuntimeError):  # a name that is too long, a user that is unknown
-        there = False
-    if not there:
-        raise UserError(f"{root} does not exist; check {named}")
-    if not usual:
-        raise UserError(f"{root} is neither a folder nor a file; check {named}")
-    return path
+        if path.is_dir() or path.is_file():
+            return path
+        fault = "is neither a folder nor a file" if path.exists() else fault
+    raise UserError(f"{root} {fault}; check {named}")
 
 
 def referenced(reference: str) -> Path:
     """The file that a path, `package:<package>/<file>` or `hf:<owner>/<name>` (core/hub.py) names;
-    UserError where there is none.
-
-    No package is imported to find its file.
-    """
+    UserError where there is none. No package is imported to find its file."""
     if on_hub(reference):
         return downloaded(reference)
     if not reference.startswith("package:"):
@@ -184,6 +181,13 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def write_table(path: Path, table: "pd.DataFrame") -> None:
+    """Write a table, without its index, as parquet, or as CSV where the path ends so."""
+    with atomic(path) as temporary:
+        write = table.to_csv if path.suffix == ".csv" else table.to_parquet
+        write(temporary, index=False)
+
+
 def read_json(path: Path) -> Any:
     """What a JSON file holds; UserError where it is missing, no plain file or damaged."""
     try:
@@ -193,10 +197,8 @@ def read_json(path: Path) -> Any:
 
 
 def sha256_of(path: Path) -> str:
-    """Hex sha256 of a file's bytes, or of the relative names and bytes of all files in a folder.
-
-    Links are followed, as they are by what reads the files. UserError where one cannot be read.
-    """
+    """Hex sha256 of a file's bytes, or of the relative names and bytes of all files in a folder,
+    links followed. UserError where one cannot be read."""
     digest = hashlib.sha256()
     try:
         for file in sorted(_below(path)) if path.is_dir() else [path]:
@@ -236,11 +238,7 @@ PACKAGES = (
 
 def fingerprint(*settings: Any, files: list[Path] | None = None) -> str:
     """Short hash of JSON-able settings, of the named files' contents, of this library's code and of
-    the versions of what computes.
-
-    Names a folder in which unfinished work may be resumed: any change in what the work depends
-    on gives another name, so work is never resumed under other settings.
-    """
+    the versions of what computes: names unfinished work by all that it depends on."""
     library = Path(__file__).parent.parent
     parts = [json.dumps(settings, sort_keys=True, default=str), sha256_of(library), sys.version]
     for package in PACKAGES:

@@ -7,7 +7,6 @@ repository, name its revision.
 import importlib
 import re
 from contextlib import suppress
-from itertools import product
 from pathlib import Path
 
 from advprune.core.errors import UserError, first_line
@@ -39,16 +38,14 @@ def downloaded(reference: str) -> Path:
         ) from error
     known, why = {"repo_id": repository, "revision": revision}, ""
     names = (file,) if file else WEIGHTS
-    for local, name in product((True, False), names):
+    for name in names:
         try:
-            path = hub.hf_hub_download(filename=name, local_files_only=local, **known)
+            path = hub.hf_hub_download(filename=name, **known)
             with suppress(errors.EntryNotFoundError):
-                hub.hf_hub_download(filename=CONFIGURATION, local_files_only=local, **known)
+                hub.hf_hub_download(filename=CONFIGURATION, **known)
             return Path(path)
         except errors.LocalEntryNotFoundError:
             why = "the Hub cannot be reached, and the file was not downloaded before"
-            if not local:  # another file would be waited for as long
-                break
         except errors.EntryNotFoundError:
             why = f"the repository has no file {' or '.join(names)}"
         except Exception as error:  # of permissions, names and connections, of many kinds

@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from advprune.core.errors import UserError
+from advprune.core.errors import UserError, first_line
 
 T = TypeVar("T", bound=BaseModel)
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_]*$"
@@ -90,8 +90,9 @@ def yaml_of(text: str, where: str) -> Any:
     or too large to be settings."""
     from ruamel.yaml import YAML
 
+    too_large = UserError(f"{where} is too large or nested too deep to be settings")
     if len(text) > LONGEST:
-        raise UserError(f"{where} has more than {LONGEST} characters; it holds no settings")
+        raise too_large
     try:
         value = YAML(typ="safe", pure=True).load(text)
     except Exception as error:  # dates, numbers and tags raise many kinds, nesting a RecursionError
@@ -100,7 +101,7 @@ def yaml_of(text: str, where: str) -> Any:
     nodes = [(value, 0)]
     for one, depth in nodes:  # which grows meanwhile
         if len(nodes) > MOST_NODES or depth > DEEPEST:
-            raise UserError(f"{where} is too large or nested too deep to be settings")
+            raise too_large
         if isinstance(one, Mapping | list | tuple | set):
             inside = one.values() if isinstance(one, Mapping) else one
             nodes += [(part, depth + 1) for part in inside]
@@ -109,16 +110,13 @@ def yaml_of(text: str, where: str) -> Any:
 
 def text_of(path: Path) -> str:
     """The text of a settings file; UserError where there is none, or it is no UTF-8."""
-    if not path.exists():
-        raise UserError(f"cannot read {path}: it is not there; run this in the root of the project")
     if not path.is_file():
-        raise UserError(f"{path} is no plain file; restore it from the repository")
+        why = "it is no plain file" if path.exists() else "it is not there"
+        raise UserError(f"cannot read {path}: {why}; run this in the root of the project")
     try:
         return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text; save it in that encoding") from error
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path} as UTF-8 text: {first_line(error)}") from error
 
 
 def _kinds(annotation: Any) -> set[Any]:

@@ -1,7 +1,6 @@
 """Labelled pictures that a network is evaluated on: a folder with one sub-folder per class, a split
 or a `.npz` file. Of a folder only the pictures that are drawn are opened."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,17 +11,9 @@ from advprune.core.errors import UserError, first_line
 from advprune.core.files import existing, plain_file
 from advprune.core.fit import Fit
 from advprune.core.memory import bounded_memory
-from advprune.data.imagefolder import (
-    LARGEST_FILE,
-    SUFFIXES,
-    Pictures,
-    check_names,
-    decode,
-    is_other,
-    stacked,
-)
+from advprune.data.imagefolder import checked, contents, decode, in_folder, stacked
 from advprune.data.sampling import interleaved
-from advprune.data.split import Split, read_split
+from advprune.data.split import SPLITS, Split, read_split
 
 MOST_CLASSES = 100_000
 HELD = "images (uint8 [N, C, H, W] or [N, H, W, C]) and labels (whole numbers [N])"
@@ -39,22 +30,30 @@ def read_given(
     """Read the pictures at `place`: at most that many, drawn at random, each class with its share.
 
     classes: names in the order of the network's outputs; by default those of a folder's sub-folders
-    in alphabetical order, of a split its own, of a `.npz` file its numbers. All pictures of a split
-    come in its order, unless it is sorted by class. fit: resizes or cuts the pictures of a folder.
-    part: the sub-folder that is read of a folder which has train/ and test/.
-    UserError on what cannot be used.
+    in alphabetical order, of a split its own, of a `.npz` file its numbers. fit: resizes or cuts
+    the pictures of a folder. part: the sub-folder that is read of a folder which has train/ and
+    test/. UserError on what cannot be used.
     """
     place = existing(str(place), "--data")
     if place.is_dir():
-        names, known, files = _listed(place, classes, part)
-        labels = torch.tensor(known)
+        if not (place / part).is_dir() and any((place / name).is_dir() for name in SPLITS):
+            raise UserError(f"{place} has no {part}/; give a folder with one sub-folder per class")
+        held = [parts for parts, _ in checked(place, in_folder(place, part))]
+        files = sorted(parts for parts in held if len(parts) == 3)
+        kinds = sorted(parts[1] for parts in held if len(parts) == 2)
+        names = tuple(classes or kinds)
+        if unknown := [kind for kind in kinds if kind not in names]:
+            raise UserError(
+                f"{place}: sub-folder {unknown[0]!r} is none of the {len(names)} classes"
+            )
+        if len(names) < 2 or not files:
+            raise UserError(
+                f"{place}: give a folder of at least two sub-folders, one per class, of PNG or JPEG"
+            )
+        labels = torch.tensor([names.index(kind) for _, kind, _ in files])
         drawn = _drawn(labels, most)
-        pictures: Pictures = {}
-        for name in (files[number] for number in drawn.tolist()):
-            path = place / name
-            if not path.is_file() or path.stat().st_size > LARGEST_FILE:
-                raise UserError(f"{path} is no plain file of up to 256 MB")
-            pictures[(name,)] = decode(place, name, path.read_bytes(), fit)
+        chosen = [files[number] for number in drawn.tolist()]
+        pictures = {one: decode(place, one, contents(place.joinpath(*one)), fit) for one in chosen}
         images = stacked(place, pictures, "bring them to one size (--resize, --crop)")
         return Split(images, labels[drawn], names, f"{place.name}/")
     if place.suffix == ".npz":
@@ -90,48 +89,6 @@ def _drawn(labels: torch.Tensor, most: int | None) -> torch.Tensor:
     if (most is None or most >= len(labels)) and not by_class:
         return torch.arange(len(labels))
     return interleaved(labels, seed=0)[:most]
-
-
-def _listed(
-    place: Path, classes: Sequence[str], part: str
-) -> tuple[tuple[str, ...], list[int], list[str]]:
-    """The classes of a folder of pictures; of its files the labels, and the names below it."""
-    top = place / part if (place / part).is_dir() else place
-    other = {"test": "train", "train": "test"}[part]
-    if top == place and (place / other).is_dir():
-        raise UserError(
-            f"{place} has {other}/ and no {part}/; give a folder with one sub-folder per class"
-        )
-    shown = sorted(p for p in top.iterdir() if not p.name.startswith("."))
-    kinds = [p.name for p in shown if p.is_dir()]
-    for name in (p.name for p in shown if p.name not in kinds):
-        if name.lower().endswith(SUFFIXES) or is_other(name):
-            raise UserError(f"{top}: {name} lies in no sub-folder; put it into that of its class")
-    check_names(top, {(kind,) for kind in kinds})
-    names = tuple(classes) or tuple(kinds)
-    if unknown := [kind for kind in kinds if kind not in names]:
-        raise UserError(f"{top}: sub-folder {unknown[0]!r} is none of the {len(names)} classes")
-    labels: list[int] = []
-    files: list[str] = []
-    for kind in kinds:
-        with os.scandir(top / kind) as found:  # names alone, of which there may be many
-            within = [one for one in found if not one.name.startswith(".")]
-        if deeper := sorted(one.name for one in within if one.is_dir()):
-            raise UserError(f"{top}: {kind}/{deeper[0]} is a folder, in which no pictures are read")
-        inside = sorted(one.name for one in within)
-        if others := [name for name in inside if is_other(name)]:
-            raise UserError(
-                f"{top}: {kind}/{others[0]} is a picture, but neither PNG nor JPEG by its name; "
-                "convert or rename it, or take it out"
-            )
-        own = [f"{kind}/{name}" for name in inside if name.lower().endswith(SUFFIXES)]
-        files += [f"{part}/{name}" for name in own] if top != place else own
-        labels += [names.index(kind)] * len(own)
-    if len(names) < 2 or not files:
-        raise UserError(
-            f"{place}: give a folder of at least two sub-folders, one per class, of PNG or JPEG"
-        )
-    return names, labels, files
 
 
 def read_npz(place: Path, classes: Sequence[str]) -> Split:

@@ -2,21 +2,20 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 
 import pandas as pd
 from torch import Tensor, nn
 
 from advprune.attacks import to_pixels
 from advprune.attacks.cost import Cost
-from advprune.attacks.engine import Progress, no_progress
+from advprune.attacks.engine import no_progress
 from advprune.attacks.registry import Context, method_of
 from advprune.core.attack_settings import Attack, AttackSettings, CurveSettings
 from advprune.core.profile import CURVES
 from advprune.core.progress import progress
-from advprune.core.resume import Parts
-from advprune.evaluate.records import DRAWS, Scoring, answers, table_of
+from advprune.evaluate.records import Work, scored
 from advprune.models.binary import is_binary
 from advprune.models.quantized import needs_twin
 from advprune.models.stochastic import is_randomized
@@ -36,36 +35,9 @@ class Crafted:
     found: dict[str, list[float]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Work:
-    """How attacks are run and scored: seed, batch size, draws of a randomized model.
-
-    parts: where a long attack keeps its finished parts. clean: the model's answers to the clean
-    images (records.answers), where they are known. parent: what the model was made from, for
-    attacks through its gradients. start: images `[N, C, H, W]` that APGD begins from.
-    """
-
-    seed: int = 0
-    batch: int = 128
-    draws: int = DRAWS
-    parts: Parts | None = None
-    progress: Progress = no_progress
-    clean: dict[str, Any] | None = None
-    parent: nn.Module | None = None
-    start: Tensor | None = None
-
-    @property
-    def scoring(self) -> Scoring:
-        """How models are queried."""
-        return Scoring(self.batch, self.draws, seed=self.seed)
-
-
 def kind_of(model: nn.Module) -> str:
-    """Which suite a model gets: randomized, quantized, binary, clamped or deterministic.
-
-    A quantized model that draws at random is randomized: gradients are averaged over draws of its
-    twin.
-    """
+    """Which suite a model gets: randomized (a quantized one, too), quantized, binary, clamped or
+    deterministic."""
     if is_randomized(model):
         return "randomized"
     if needs_twin(model):
@@ -77,30 +49,28 @@ def kind_of(model: nn.Module) -> str:
 
 
 def craft(
-    model: nn.Module, images: Tensor, labels: Tensor, setting: Attack, work: Work = Work()
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    setting: Attack,
+    work: Work = Work(),
+    shown: str = "",
 ) -> Crafted:
     """Attack float `images` `[N, C, H, W]` in [0, 1]; the result is uint8, inside the budget.
 
-    setting: a typed one (`advprune.attacks.registry.typed`).
+    setting: a typed one (`advprune.attacks.registry.typed`). shown: the title of a progress bar,
+    which counts image-steps.
     """
-    keys = ("seed", "batch", "progress", "parent", "start")
-    known = {key: getattr(work, key) for key in keys}
-    context = Context(**known, pixels=True)
-    adv = method_of(setting).function(model, images, labels, setting, context)
+    steps = getattr(setting, "steps", 0)
+    total = len(labels) * steps * getattr(setting, "restarts", 1)
+    title = f"{shown} eps {setting.eps:.3f} steps {steps}"
+    with progress(title, total) if shown else nullcontext(no_progress) as advance:
+        known = {key: getattr(work, key) for key in ("seed", "batch", "parent", "start")}
+        context = Context(**known, progress=advance, pixels=True)
+        adv = method_of(setting).function(model, images, labels, setting, context)
     pixels = to_pixels(adv, images, setting.eps, setting.norm, setting.rounding)
     found = {column: values.tolist() for column, values in context.found.items()}
     return Crafted(pixels, setting, context.cost, context.breakdown, found)
-
-
-def craft_shown(
-    what: str, model: nn.Module, attacked: tuple[Tensor, Tensor], setting: Attack, work: Work
-) -> Crafted:
-    """`craft` on images and labels, under a progress bar that counts image-steps."""
-    steps = getattr(setting, "steps", 0)
-    title = f"{what} eps {setting.eps:.3f} steps {steps}"
-    total = len(attacked[1]) * steps * getattr(setting, "restarts", 1)
-    with progress(title, total) as advance:
-        return craft(model, *attacked, setting, replace(work, progress=advance))
 
 
 def rows(
@@ -118,18 +88,14 @@ def rows(
     setting, n = crafted.setting, max(len(labels), 1)
     averaged = getattr(setting, "draws", 1) if is_randomized(model) else 1
     facts = {
-        **{"index": range(len(labels)), "label": labels.numpy(), "attack": name},
-        **{"method": getattr(setting, "recorded", setting.method), "seed": work.seed},
-        **{"norm": setting.norm, "eps": setting.eps, "step": getattr(setting, "step", 0.0)},
-        **{"steps": getattr(setting, "steps", 0), "draws": averaged},
-        **{side: total / n for side, total in vars(crafted.cost).items()},
+        **{"attack": name, "method": getattr(setting, "recorded", setting.method)},
+        **{"seed": work.seed, "norm": setting.norm, "eps": setting.eps},
+        **{"step": getattr(setting, "step", 0.0), "steps": getattr(setting, "steps", 0)},
+        **{"draws": averaged, **{side: total / n for side, total in vars(crafted.cost).items()}},
         "breakdown": json.dumps(crafted.breakdown) if crafted.breakdown else "",
         **{"distance": float("nan"), **crafted.found},
     }
-    adv = crafted.pixels / 255
-    clean = work.clean or answers("clean", model, images, labels, work.scoring)
-    attacked = answers("adv", model, adv, labels, work.scoring)
-    return table_of(facts, clean, attacked, adv - images)
+    return scored(model, images, crafted.pixels / 255, labels, facts, work)
 
 
 def at_budget(setting: AttackSettings, eps: float) -> AttackSettings:
@@ -141,10 +107,8 @@ def at_budget(setting: AttackSettings, eps: float) -> AttackSettings:
 def curve_settings(
     main: AttackSettings, curves: CurveSettings
 ) -> Iterator[tuple[str, AttackSettings]]:
-    """The attacks behind the security curve (over eps) and the step curve (over steps).
-
-    Samples that are decided are dropped: only accuracy is read off these curves.
-    """
+    """The attacks behind the curves over eps and over steps, each with the curve's name. Samples
+    that are decided are dropped: only accuracy is read off."""
     decided = main.model_copy(update={"drop": True})
     yield from ((CURVES[0], at_budget(decided, eps)) for eps in curves.eps)
     yield from ((CURVES[1], decided.model_copy(update={"steps": n})) for n in curves.steps)

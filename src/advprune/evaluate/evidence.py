@@ -9,9 +9,9 @@ from functools import cache, cached_property
 
 import pandas as pd
 
-from advprune.core.profile import FROZEN, RESERVED
+from advprune.core.profile import RESERVED
 from advprune.evaluate.measures import remnant_accuracy
-from advprune.evaluate.robust import ROUNDING, SIZES, worst_case
+from advprune.evaluate.robust import ROUNDING, SIZES, worst_rows
 
 PASS, DOUBT, FAIL = "pass", "doubt", "fail"
 TOLERATED = 0.01  # share of the images that something weaker may break alone: chance, not masking
@@ -20,12 +20,12 @@ CONTRADICTION = 0.05  # from this share on a check that finds them is failed
 
 @dataclass(frozen=True)
 class Check:
-    """What was asked, the outcome (pass, doubt, fail), its figure, and the reason in words."""
+    """What was asked, the outcome (pass, doubt, fail), its figure, and why it is not passed."""
 
     name: str
     outcome: str
     figure: str
-    reason: str
+    reason: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,13 +54,8 @@ class Evidence:
     def curve(self, name: str, column: str) -> list[tuple[float, pd.DataFrame]]:
         """The points of a curve in rising order."""
         found = self.records[self.records.attack == name].sort_values("index")
-        parts = dict(iter(found.groupby(found[column].astype(float), sort=True)))
-        return [(value, part.reset_index(drop=True)) for value, part in parts.items()]
-
-    @property
-    def is_random(self) -> bool:
-        """Whether the model draws at random."""
-        return bool((self.records.attack == FROZEN).any())
+        parts = found.groupby(found[column].astype(float), sort=True)
+        return [(float(str(value)), part.reset_index(drop=True)) for value, part in parts]
 
     @property
     def is_blackbox(self) -> bool:
@@ -81,8 +76,7 @@ class Evidence:
     def added(self, other: pd.DataFrame) -> pd.Index:
         """The images that only `other` breaks, none of the white-box attacks, within the budget.
 
-        What breaks an image of a random model, and what does not, is said by two sets of draws
-        alike: one would call the luck of a draw an image that only the weaker attack breaks.
+        Both sets of draws of a random model must agree on what breaks an image and what does not.
         """
         own = self.records[self.records.attack == self.main].iloc[0]
         inside = other[other[SIZES[own.norm]] <= own.eps + ROUNDING]
@@ -93,8 +87,11 @@ class Evidence:
 
 
 def white_box(records: pd.DataFrame, main: str) -> pd.DataFrame:
-    """Per image, the worst of the suite's attacks that follow the gradient, within the budget."""
-    return worst_case(records[_follows(records)], main)
+    """Per image, the worst of the suite's attacks that follow the gradient, of the norm of the main
+    attack and at most its budget. One that was run on some images takes part for those."""
+    own = records[records.attack == main].iloc[0]
+    fits = (records.norm == own.norm) & (records.eps <= own.eps + 1e-9)
+    return worst_rows(records[fits & _follows(records) & ~records.attack.isin(RESERVED)])
 
 
 def _follows(records: pd.DataFrame) -> pd.Series:
@@ -115,15 +112,15 @@ def more_than_tolerated(count: int, n: int) -> float:
 def judged(count: int, n: int, name: str, what: str, worst: str = FAIL) -> Check:
     """The check that `what` alone fools the model on no more than a tolerated share of `n`. In
     doubt where the images are so few that a share which would fail the check may be chance."""
-    p, figure = more_than_tolerated(count, n), f"{count} of {n} images only it breaks"
+    figure = f"{count} of {n} images only it breaks"
     is_large = count >= CONTRADICTION * n and count > 0
-    if p < 0.05:
-        outcome = worst if is_large else DOUBT
-        return Check(name, outcome, figure, f"{what} breaks images that attacks by gradient do not")
+    if more_than_tolerated(count, n) < 0.05:
+        reason = f"{what} breaks images that attacks by gradient do not"
+        return Check(name, worst if is_large else DOUBT, figure, reason)
     if is_large:
         reason = f"too few images to rule out chance: {what} breaks some that gradients do not"
         return Check(name, DOUBT, figure, reason)
-    return Check(name, PASS, figure, f"the attacks by gradient miss next to nothing of {what}")
+    return Check(name, PASS, figure)
 
 
 def accuracy(records: pd.DataFrame) -> str:

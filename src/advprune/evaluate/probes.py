@@ -1,11 +1,10 @@
 """Probes: small experiments on a model that ask whether its robust accuracy can be believed.
 
-They follow the checklists of Athalye et al. (Obfuscated Gradients, 2018, section 3.1) and Carlini
-et al. (On Evaluating Adversarial Robustness, 2019, section 5). Each yields records, from which
-`evaluate.verdict` is drawn and which count in the union; their images are not kept.
+Each yields records, from which `evaluate.verdict` (with the sources) is drawn and which count in
+the union; their images are not kept.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from math import nan
@@ -26,10 +25,10 @@ from advprune.core.ahead import ahead
 from advprune.core.attack_settings import Attack, AttackSettings, OtherAttack
 from advprune.core.device import device_of, salted
 from advprune.core.profile import FROZEN
-from advprune.evaluate.craft import Crafted, Work, craft, rows
-from advprune.evaluate.evidence import white_box
+from advprune.evaluate.craft import Crafted, craft, rows
 from advprune.evaluate.honesty import slope_errors
-from advprune.evaluate.records import all_logits
+from advprune.evaluate.measures import right
+from advprune.evaluate.records import Work, all_logits
 from advprune.evaluate.verdict import dishonest
 from advprune.models.quantized import differentiable
 from advprune.models.stochastic import frozen_copy, is_randomized
@@ -42,22 +41,6 @@ NES = {"steps": 20, "samples": 16}
 HONESTY_IMAGES = 100  # the first ones
 
 
-@dataclass(frozen=True)
-class ProbeSettings:
-    """The suite that a model went through, by name and typed, and its main attack's name."""
-
-    suite: Mapping[str, Attack]
-    main: str
-
-    @property
-    def attack(self) -> AttackSettings:
-        """The main attack."""
-        found = self.suite[self.main]
-        if not isinstance(found, AttackSettings):
-            raise ValueError(f"probes: the main attack {self.main} is none of the PGD engine")
-        return found
-
-
 def passes_of(setting: Attack, classes: int, randomized: bool) -> int:
     """Passes, forward and backward, that an attack gives an image that it does not break: twice its
     steps x restarts x draws x runs (target classes), or its queries x draws without gradients."""
@@ -68,11 +51,12 @@ def passes_of(setting: Attack, classes: int, randomized: bool) -> int:
     return product * (runs(classes) if runs else 1)
 
 
-def stronger(settings: ProbeSettings, classes: int, randomized: bool) -> AttackSettings:
+def stronger(
+    main: AttackSettings, suite: Collection[Attack], classes: int, randomized: bool
+) -> AttackSettings:
     """More steps, starts and draws than any attack by gradient of the suite, and more passes for
     each image than any attack at all, on the margin; where the model draws at random, by
     straight-through gradients averaged over draws, which take the place of starts."""
-    main, suite = settings.attack, list(settings.suite.values())
 
     def most(key: str) -> int:
         return max(int(getattr(s, key, 1)) for s in suite if method_of(s).differentiates)
@@ -97,63 +81,57 @@ def by_answers(main: AttackSettings) -> dict[str, OtherAttack]:
     }
 
 
-def probes(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    settings: ProbeSettings,
-    work: Work,
-    records: pd.DataFrame,
-) -> pd.DataFrame:
-    """The records of all probes (core.profile.PROBES) of a model on float `images`.
-
-    records: those of its suite, on the same images. The probes that look for what the suite has
-    missed work on the images that its white-box attacks did not break, and have rows of those
-    alone. Attacks by answers alone are run where the gradient is wrong or passes straight through
-    steps. Finished probes are kept in `work.parts`.
-    """
-    main, randomized = settings.attack, is_randomized(model)
-    white = white_box(records, settings.main)
-    kept = torch.tensor((white.adv_pred == white.label).tolist()).nonzero()[:, 0]
-    everything, classes = torch.arange(len(images)), all_logits(model, images[:1]).shape[2]
-    it = Probe(model, images, labels, main, work)
-    answers = {name: typed(name, setting) for name, setting in by_answers(main).items()}
-    if is_blackbox(model):
-        asked = {name: partial(it.attacked, name, s, everything) for name, s in answers.items()}
-        return pd.concat(it.made(asked), ignore_index=True)
-    # FGSM at the main attack's budget, which an iterative attack must not fall behind.
-    single = main.model_copy(update={"step": main.eps, "steps": 1, "random_start": False})
-    jobs: dict[str, Callable[[], pd.DataFrame]] = {
-        "probe_gradient": it.gradient,
-        "probe_noise": it.noise,
-        "probe_single": partial(it.attacked, "probe_single", single, everything),
-    }
-    if len(kept):
-        harder = stronger(settings, classes, randomized)
-        jobs["probe_stronger"] = partial(it.attacked, "probe_stronger", harder, kept)
-    if randomized:
-        fixed = main.model_copy(update={"drop": True})
-        frozen = replace(it, model=frozen_copy(model, work.seed), work=replace(work, clean=None))
-        jobs[FROZEN] = partial(frozen.attacked, FROZEN, fixed, everything)
-    elif not (isinstance(model, Target) and model.labels):  # classes have no slope
-        jobs = {"probe_honesty": it.honesty} | jobs
-    tables = it.made(jobs)
-    honest = tables[0] if "probe_honesty" in jobs else None
-    if len(kept) and honest is not None and (honest.declared.iloc[0] or dishonest(honest)):
-        asked = {name: partial(it.attacked, name, s, kept) for name, s in answers.items()}
-        tables += it.made(asked)
-    return pd.concat(tables, ignore_index=True)
-
-
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """A model that is asked, on images and labels, around its main attack."""
+    """A model that is asked, on float images `[N, C, H, W]` and labels, around its main attack."""
 
     model: nn.Module
     images: Tensor
     labels: Tensor
     main: AttackSettings
     work: Work
+
+    def all(self, suite: Mapping[str, Attack], white: pd.DataFrame) -> pd.DataFrame:
+        """The records of all probes (core.profile.PROBES).
+
+        suite: the attacks that the model went through. white: the worst of those by gradient, image
+        by image; probes for what they have missed work on images that are right there. Attacks by
+        answers alone are run where the gradient is wrong or passes straight through steps. Finished
+        probes are kept in `work.parts`.
+        """
+        main, randomized = self.main, is_randomized(self.model)
+        everything = torch.arange(len(self.images))
+        kept = torch.tensor(right(white).tolist()).nonzero()[:, 0]
+        by = {name: typed(name, setting) for name, setting in by_answers(main).items()}
+
+        def asked(numbers: Tensor) -> list[pd.DataFrame]:
+            return self.made({n: partial(self.attacked, n, s, numbers) for n, s in by.items()})
+
+        if is_blackbox(self.model):
+            return pd.concat(asked(everything), ignore_index=True)
+        # FGSM at the main attack's budget, which an iterative attack must not fall behind.
+        single = main.model_copy(update={"step": main.eps, "steps": 1, "random_start": False})
+        jobs: dict[str, Callable[[], pd.DataFrame]] = {
+            "probe_gradient": self.gradient,
+            "probe_noise": self.noise,
+            "probe_single": partial(self.attacked, "probe_single", single, everything),
+        }
+        if len(kept):
+            classes = all_logits(self.model, self.images[:1]).shape[2]
+            harder = stronger(main, suite.values(), classes, randomized)
+            jobs["probe_stronger"] = partial(self.attacked, "probe_stronger", harder, kept)
+        if randomized:
+            network, work = frozen_copy(self.model, self.work.seed), replace(self.work, clean=None)
+            frozen, fixed = replace(self, model=network, work=work), {"drop": True}
+            attack = main.model_copy(update=fixed)
+            jobs[FROZEN] = partial(frozen.attacked, FROZEN, attack, everything)
+        elif not (isinstance(self.model, Target) and self.model.labels):  # classes have no slope
+            jobs = {"probe_honesty": self.honesty} | jobs
+        tables = self.made(jobs)
+        honest = tables[0] if "probe_honesty" in jobs else None
+        if len(kept) and honest is not None and (honest.declared.iloc[0] or dishonest(honest)):
+            tables += asked(kept)
+        return pd.concat(tables, ignore_index=True)
 
     def made(self, jobs: Mapping[str, Callable[[], pd.DataFrame]]) -> list[pd.DataFrame]:
         """The records of each job, in order; those that were finished before are read back."""
@@ -219,12 +197,12 @@ class Probe:
         generator = torch.Generator().manual_seed(salted(self.work.seed, "probe_noise"))
         images, main = self.images, self.main
         worst = torch.full((len(images),), -torch.inf)
-        scoring = replace(self.work.scoring, draws=NOISE_DRAWS)
+        few = replace(self.work, draws=NOISE_DRAWS)
         pixels = to_pixels(images, images, main.eps, main.norm)
         for _ in range(NOISE_TRIES):
             points = random_point(images, main.eps, main.norm, generator)
             tried = to_pixels(points, images, main.eps, main.norm)
-            logits = all_logits(self.model, tried / 255, scoring).mean(0)
+            logits = all_logits(self.model, tried / 255, few).mean(0)
             reached = margin(logits, self.labels)
             better = reached > worst
             pixels[better], worst[better] = tried[better], reached[better]

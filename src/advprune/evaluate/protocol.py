@@ -6,6 +6,8 @@ from typing import Any
 
 import pandas as pd
 
+from advprune.evaluate.robust import worst_rows
+
 SAP, DROPOUT = "SAP", "dropout"
 
 
@@ -52,11 +54,8 @@ def pairs(found: list[ProtocolModel]) -> Iterator[tuple[ProtocolModel, ProtocolM
 
 
 def worst_of(tables: Mapping[Any, pd.DataFrame]) -> pd.DataFrame:
-    """Per image, the row of the attack that leaves the smallest margin in draws of its own: those
-    that score it would call the luck of a draw a worst case."""
-    rows = pd.concat(tables.values(), ignore_index=True)
-    worst = rows.loc[rows.groupby("index").chosen_margin.idxmin()]
-    return worst.sort_values("index", ignore_index=True)
+    """The worst case over some attacks, image by image."""
+    return worst_rows(pd.concat(tables.values(), ignore_index=True))
 
 
 def by_budget(tables: Mapping[str, pd.DataFrame]) -> list[dict[str, pd.DataFrame]]:

@@ -9,24 +9,11 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from advprune.core.profile import FROZEN, RESERVED, WORST
+from advprune.core.profile import FROZEN
 from advprune.evaluate.measures import right
 
 ROUNDING = 1e-6  # of float32, in pixels of [0, 1]: far less than a grey level
 SIZES = {"Linf": "linf", "L2": "l2"}
-
-
-def worst_case(records: pd.DataFrame, main: str) -> pd.DataFrame:
-    """Per image, the row of the attack that leaves the smallest margin; `by` says which.
-
-    Attacks of the main attack's norm and at most its budget take part; curves and probes do not.
-    An attack that was run on some images only takes part for those. forwards and gradients are
-    what all of them cost together, per image.
-    """
-    own = records[records.attack == main]
-    fits = (records.norm == own.norm.iloc[0]) & (records.eps <= own.eps.iloc[0] + 1e-9)
-    named = records[fits & ~records.attack.isin(RESERVED)].reset_index(drop=True)
-    return _worst(named).assign(**_cost(named))
 
 
 def union(
@@ -45,7 +32,7 @@ def union(
     size = SIZES[norm]
     own = records[records.attack != FROZEN]  # those rows are of another network
     rows = pd.concat([own, *transfers], ignore_index=True)
-    worst = _worst(rows[rows[size] <= eps + ROUNDING].reset_index(drop=True))
+    worst = worst_rows(rows[rows[size] <= eps + ROUNDING])
     nearest = rows.groupby("index").distance.min().reindex(worst["index"]).fillna(np.inf)
     fools = rows[(rows.adv_pred != rows.label) & (rows.chosen_margin <= 0)]
     others = fools.groupby("index")[size].min().reindex(worst["index"], fill_value=np.inf)
@@ -55,21 +42,18 @@ def union(
     is_robust = right(worst)
     beyond = np.nextafter(eps + ROUNDING, 1)
     distance = np.where(is_robust, np.maximum(distance, beyond), np.minimum(distance, eps))
-    return worst.assign(distance=distance, **_cost(records))
+    cost = records.groupby("index")[["forwards", "gradients"]].sum().reset_index(drop=True)
+    return worst.assign(distance=distance, forwards=cost.forwards, gradients=cost.gradients)
+
+
+def worst_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """Per image in order, the row that leaves the smallest margin in draws of its own: those that
+    score it would call the luck of a draw a worst case."""
+    rows = rows.reset_index(drop=True)
+    chosen = rows.loc[rows.groupby("index").chosen_margin.idxmin()]
+    return chosen.sort_values("index", ignore_index=True)
 
 
 def area(distances: np.ndarray, up_to: float) -> float:
     """Mean accuracy over all budgets from 0 to `up_to`: the area under the security curve."""
     return float(np.clip(distances, 0, up_to).mean() / up_to)
-
-
-def _worst(rows: pd.DataFrame) -> pd.DataFrame:
-    chosen = rows.loc[rows.groupby("index").chosen_margin.idxmin()]
-    chosen = chosen.assign(by=chosen.attack, attack=WORST)
-    return chosen.sort_values("index", ignore_index=True)
-
-
-def _cost(records: pd.DataFrame) -> dict[str, np.ndarray]:
-    """forwards and gradients of all attacks together, by image in order."""
-    each = records.groupby("index")[["forwards", "gradients"]].sum()
-    return {key: each[key].to_numpy() for key in ("forwards", "gradients")}

@@ -15,10 +15,11 @@ from advprune.core.attack_settings import Attack, AttackChoice
 from advprune.core.profile import Profile
 from advprune.core.resume import Noted, Parts
 from advprune.evaluate.compare import right
-from advprune.evaluate.craft import Crafted, Work, craft_shown, curve_settings, kind_of, rows
+from advprune.evaluate.craft import Crafted, craft, curve_settings, kind_of, rows
 from advprune.evaluate.deployed import attacks_on
-from advprune.evaluate.probes import ProbeSettings, passes_of, probes
-from advprune.evaluate.records import answers
+from advprune.evaluate.evidence import white_box
+from advprune.evaluate.probes import Probe, passes_of
+from advprune.evaluate.records import Work, answers
 from advprune.models.backward import OF_NETWORKS
 from advprune.models.border import admitted
 from advprune.models.stochastic import is_randomized
@@ -50,95 +51,87 @@ class Suite:
         return Work(*how, parent=self.parent)
 
     def attack(self, name: str, model: nn.Module) -> tuple[pd.DataFrame, dict[str, Tensor]]:
-        """The suite of the model's kind, the extra attacks, the probes and both curves.
-
-        Returns the records of all of them, and the uint8 images of the attacks of the table and of
-        the transfer attacks.
-        """
+        """The records of the suite of the model's kind, of the probes and of both curves; and the
+        uint8 images of the attacks of the table and of the transfer attacks."""
         model = admitted("suite", model, self.images)
-        main, blind = self.profile.table()[self.choice.main], is_blackbox(model)
-        if isinstance(model, Target):
-            chosen = attacks_on(model, self.profile, self.choice.main)
-        else:
-            names, settings = self.profile.suite.of(kind_of(model)), self.profile.attacks
-            chosen = {attack: typed(attack, settings[attack]) for attack in names}
-        extra = () if blind else self.choice.extra
-        chosen |= {one.key: typed(one.key, one.setting) for one in extra}
-        foreign = () if self.parent is not None else OF_NETWORKS
-        attacks = {n: s for n, s in chosen.items() if getattr(s, "backward", None) not in foreign}
-        run = partial(self._run, name, model)
-        # Curves are of attacks by gradient.
-        points = list(() if blind else curve_settings(main, self.profile.curves))
-        asked = [setting for _, setting in points]  # on both curves the same one: crafted once
-        curves: list[tuple[str, str, Attack]]
-        curves = [(f"curve-{asked.index(one)}", curve, one) for curve, one in points]
-        clean = self._clean(model)  # for all pieces
-        chains: dict[str, list[tuple[str, str, Attack]]] = {}  # attacks that come after one another
-        for attack, setting in attacks.items():
-            chains[attack] = chains.get(setting.after or "", [])
-            chains[attack].append((attack, attack, setting))
-        pieces = list({id(chain): chain for chain in chains.values()}.values())
-        pieces += {part: [one for one in curves if one[0] == part] for part, *_ in curves}.values()
-        facts = int(self.labels.max()) + 1, is_randomized(model)
-
-        def cost(piece: list[tuple[str, str, Attack]]) -> int:
-            return sum(passes_of(setting, *facts) for *_, setting in piece)
-
-        pieces.sort(key=cost, reverse=True)  # no core waits for the longest at the end
-
-        def each(piece: list[tuple[str, str, Attack]]) -> None:
-            for one in piece:
-                run(*one)
-
+        main = self.profile.table()[self.choice.main]
+        attacks = self._attacks(model)
+        # Curves are of attacks by gradient. A setting that is on both is run once.
+        curves = [] if is_blackbox(model) else list(curve_settings(main, self.profile.curves))
+        settings = [setting for _, setting in curves]
+        parts = [f"curve-{settings.index(setting)}" for setting in settings]
+        jobs = attacks | dict(zip(parts, settings, strict=True))
+        run, clean = partial(self._run, name, model), self._clean(model)  # the same for all jobs
         if not isinstance(model, Target):  # another runtime may not survive a fork
-            ahead(f"{name}, attacks", [partial(each, piece) for piece in pieces])
-        adv, tables = {}, []
-        for attack, setting in attacks.items():
-            crafted, table = run(attack, attack, setting)
-            tables.append(table)
-            if attack in self.profile.suite.kept:
-                adv[attack] = crafted.pixels
-        known = ProbeSettings(attacks, self.choice.main), replace(self.work, clean=clean)
-        found = pd.concat(tables, ignore_index=True)
-        tables.append(probes(model, self.images, self.labels, *known, found))
-        tables += [run(*curve)[1] for curve in curves]
-        return pd.concat(tables, ignore_index=True), adv
+            chains: dict[str, dict[str, Attack]] = {}  # attacks that come after one another
+            for part, setting in jobs.items():
+                chains[part] = chains.get(setting.after or "", {})
+                chains[part][part] = setting
+            facts = int(self.labels.max()) + 1, is_randomized(model)
+
+            def passes(chain: dict[str, Attack]) -> int:
+                return sum(passes_of(setting, *facts) for setting in chain.values())
+
+            def follow(chain: dict[str, Attack]) -> None:
+                for one in chain.items():
+                    run(*one)
+
+            # The longest first: no core waits for it at the end.
+            each = sorted({id(c): c for c in chains.values()}.values(), key=passes, reverse=True)
+            ahead(f"{name}, attacks", [partial(follow, chain) for chain in each])
+        found = {attack: run(attack, setting) for attack, setting in attacks.items()}
+        suite = pd.concat([table for _, table in found.values()], ignore_index=True)
+        probe = Probe(model, self.images, self.labels, main, replace(self.work, clean=clean))
+        probed = probe.all(attacks, white_box(suite, self.choice.main))
+        drawn = zip(curves, parts, strict=True)
+        tables = [run(part, setting)[1].assign(attack=curve) for (curve, setting), part in drawn]
+        kept = {n: made.pixels for n, (made, _) in found.items() if n in self.profile.suite.kept}
+        return pd.concat([suite, probed, *tables], ignore_index=True), kept
 
     def images_of(self, name: str, model: nn.Module) -> dict[str, Tensor]:
         """The uint8 images that the transfer attacks make on a model that is not judged itself."""
         model = admitted("suite", model, self.images)
         return {
-            attack: self._crafted(name, model, attack, attack, setting).pixels
+            attack: self._crafted(name, model, attack, setting).pixels
             for attack, setting in self.profile.transferred().items()
         }
 
+    def _attacks(self, model: nn.Module) -> dict[str, Attack]:
+        """The attacks of the model's kind and the extra ones, by name, typed."""
+        if isinstance(model, Target):
+            found = attacks_on(model, self.profile, self.choice.main)
+        else:
+            names, settings = self.profile.suite.of(kind_of(model)), self.profile.attacks
+            found = {attack: typed(attack, settings[attack]) for attack in names}
+        if not is_blackbox(model):
+            found |= {one.key: typed(one.key, one.setting) for one in self.choice.extra}
+        foreign = () if self.parent is not None else OF_NETWORKS
+        return {n: s for n, s in found.items() if getattr(s, "backward", None) not in foreign}
+
     def _run(
-        self, name: str, model: nn.Module, part: str, attack: str, setting: Attack
+        self, name: str, model: nn.Module, part: str, setting: Attack
     ) -> tuple[Crafted, pd.DataFrame]:
         """Craft and score; an attack may be for the first images only."""
-        crafted = self._crafted(name, model, part, attack, setting)
+        crafted = self._crafted(name, model, part, setting)
 
         def scored() -> pd.DataFrame:
             images, labels = self._images_for(setting)
             clean = {side: column[: len(images)] for side, column in self._clean(model).items()}
             work = replace(self.work, clean=clean)
-            return rows(model, images, crafted, labels, attack, work)
+            return rows(model, images, crafted, labels, part, work)
 
-        return crafted, self.parts.frame(f"{part}-{attack}-rows", scored)
+        return crafted, self.parts.frame(f"{part}-rows", scored)
 
     def _images_for(self, setting: Attack) -> Images:
         first = slice(getattr(setting, "images", None))
         return self.images[first], self.labels[first]
 
-    def _crafted(
-        self, name: str, model: nn.Module, part: str, attack: str, setting: Attack
-    ) -> Crafted:
+    def _crafted(self, name: str, model: nn.Module, part: str, setting: Attack) -> Crafted:
         """What was crafted: read back if the part was finished before, else computed and kept.
 
         An attack that comes `after` another works on the images which that one did not break (after
         a search for distances: on those `within` a distance, from the images that it found), and
-        has its images of the others. A random model is attacked as a whole: an image that it got
-        wrong once may be right in the next draws.
+        has its images of the others. A random model is attacked as a whole.
         """
 
         def compute() -> Noted:
@@ -147,8 +140,9 @@ class Suite:
             left = torch.ones(len(images), dtype=torch.bool)
             pixels, work = torch.empty_like(images, dtype=torch.uint8), self.work
             if after in self.profile.suite.of(kind) and kind != "randomized":
-                first = typed(after, self.profile.attacks[after])
-                before, table = self._run(name, model, after, after, first)
+                before, table = self._run(
+                    name, model, after, typed(after, self.profile.attacks[after])
+                )
                 left = torch.tensor(right(table))[: len(images)]
                 pixels = before.pixels[: len(images)].clone()
                 if setting.within is not None:
@@ -156,8 +150,7 @@ class Suite:
                     work = replace(work, start=pixels[left] / 255)
             made = Crafted(pixels[left], setting)
             if left.any():
-                what = f"{name} {attack}"
-                made = craft_shown(what, model, (images[left], labels[left]), setting, work)
+                made = craft(model, images[left], labels[left], setting, work, f"{name} {part}")
             pixels[left] = made.pixels
             facts = {"cost": vars(made.cost), "breakdown": made.breakdown, "found": made.found}
             return pixels, facts
@@ -168,4 +161,4 @@ class Suite:
     @cache  # noqa: B019 (a suite lives as long as the stage)
     def _clean(self, model: nn.Module) -> dict[str, Any]:
         """The model's answers to the clean images, computed once for all attacks."""
-        return answers("clean", model, self.images, self.labels, self.work.scoring)
+        return answers("clean", model, self.images, self.labels, self.work)

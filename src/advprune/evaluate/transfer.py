@@ -1,10 +1,10 @@
 """Transfer: images crafted on a source model, scored on a target.
 
-Success is counted only on images that source and target both classify correctly when clean:
-otherwise a damaged target would look resistant, or fooled, for other reasons.
+Success is counted only on images that source and target both classify correctly when clean.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # the report needs no torch
     import torch
     from torch import nn
 
-    from advprune.evaluate.craft import Work
+    from advprune.evaluate.records import Work
 
 SOURCE = ("source", "attack")  # what a set of crafted images is known by
 ANSWERS = ("adv_pred", "adv_margin", "chosen_margin", "adv_single_pred", "adv_wrong")
@@ -34,23 +34,17 @@ def transfer_records(
     """A target's answers to images crafted elsewhere: one row per image and (source, attack).
 
     images: float `[N, C, H, W]` in [0, 1], the clean ones. crafted: uint8 images of the same shape
-    by (source, attack). Columns: source, attack, index, label, clean_pred, the answers `ANSWERS`
-    (records.score), and linf and l2, the size of the change. ValueError where logits are not
-    finite.
+    by (source, attack). Columns: `SOURCE`, and of `records.score` index, label, clean_pred,
+    `ANSWERS`, linf and l2. ValueError where logits are not finite.
     """
-    from advprune.evaluate.records import answers, table_of
+    from advprune.evaluate.records import answers, scored
 
-    clean = answers("clean", target, images, labels, work.scoring)
-    same = {"index": range(len(labels)), "label": labels.numpy(), "clean_pred": clean["clean_pred"]}
-    tables = []
+    columns = [*SOURCE, "index", "label", "clean_pred", *ANSWERS, "linf", "l2"]
+    known = replace(work, clean=answers("clean", target, images, labels, work))
+    tables = [pd.DataFrame(columns=columns)] * (not crafted)  # a run of one model
     for key, pixels in crafted.items():
-        adv, whose = pixels / 255, dict(zip(SOURCE, key, strict=True))
-        told = answers("adv", target, adv, labels, work.scoring)
-        found = {column: told[column] for column in ANSWERS}
-        tables.append(table_of(whose | same, {}, found, adv - images))
-        work.progress(1)
-    if not tables:  # a run of one model
-        return pd.DataFrame(columns=[*SOURCE, *same, *ANSWERS, "linf", "l2"])
+        whose = dict(zip(SOURCE, key, strict=True))
+        tables.append(scored(target, images, pixels / 255, labels, whose, known)[columns])
     return pd.concat(tables, ignore_index=True)
 
 
@@ -76,8 +70,8 @@ def images_for(
 def transfer_success(target: pd.DataFrame, source: pd.DataFrame) -> Rate:
     """Share of attacked images that fool the target, among those both models had right.
 
-    target: records of the target on the source's images; source: the source's own records. Both
-    hold the same images of the same attack in the same order, which is checked.
+    target: its records on the source's images; source: the source's own. ValueError unless both
+    hold the same images of the same attack in the same order.
     """
     if not len(target):  # it was not tried
         return Rate(0, 0)

@@ -1,11 +1,10 @@
 """The verdict: can a model's robust accuracy be believed? Checks on records, no torch.
 
 A failed check makes the number `broken`, a doubtful one `suspect`; a number that passes all is
-`reliable`. bench/verdict.py measures how often that is wrong. Each check asks what an honest
-evaluation would show: Athalye et al., Obfuscated Gradients (2018), section 3.1; Carlini et al., On
-Evaluating Adversarial Robustness (2019), section 5; Croce and Hein, AutoAttack (2020); Pintor et
-al., Indicators of Attack Failure (2022). What should be weaker than the white-box attacks is judged
-by what it adds to their union, not by whether it is better alone.
+`reliable`. bench/verdict.py measures how often that is wrong. Sources: Athalye et al., Obfuscated
+Gradients (2018), section 3.1; Carlini et al., On Evaluating Adversarial Robustness (2019), section
+5; Croce and Hein, AutoAttack (2020); Pintor et al., Indicators of Attack Failure (2022). What
+should be weaker than the white-box attacks is judged by what it adds to their union.
 """
 
 from collections.abc import Callable, Iterator
@@ -62,27 +61,25 @@ def verdict(evidence: Evidence) -> Verdict:
     return Verdict(LEVELS[worst], checks)
 
 
-def _either(holds: bool, name: str, figure: str, good: str, bad: str, worst: str = DOUBT) -> Check:
+def _either(holds: bool, name: str, figure: str, bad: str, worst: str = DOUBT) -> Check:
     """A check that is passed where something holds."""
-    return Check(name, PASS, figure, good) if holds else Check(name, worst, figure, bad)
+    return Check(name, PASS, figure) if holds else Check(name, worst, figure, bad)
 
 
-def _by_share(
-    name: str, share: float, bad: str, good: str, limits: dict[str, float] = MASKED
-) -> Check:
+def _by_share(name: str, share: float, bad: str, limits: dict[str, float] = MASKED) -> Check:
     """A check that is in doubt or failed by the share of images that are masked."""
     worst = FAIL if share > limits[FAIL] else DOUBT
-    return _either(share <= limits[DOUBT], name, f"{100 * share:.1f} % of images", good, bad, worst)
+    return _either(share <= limits[DOUBT], name, f"{100 * share:.1f} % of images", bad, worst)
 
 
 def not_guessing(evidence: Evidence) -> Iterator[Check]:
     """A constant answer cannot be fooled."""
     records = evidence.records[evidence.records.attack == evidence.main]
     clean = f"{100 * (clean_accuracy(records).value or 0.0):.1f} % clean"
-    words = "above guessing", "at chance: a constant answer cannot be fooled"
+    bad = "at chance: a constant answer cannot be fooled"
     if records.label.nunique() == 1:
-        words = "", "all images are of one class: whether the answer is constant cannot be told"
-    yield _either(not at_chance(records), "clean accuracy", clean, *words)
+        bad = "all images are of one class: whether the answer is constant cannot be told"
+    yield _either(not at_chance(records), "clean accuracy", clean, bad)
 
 
 def without_gradients(evidence: Evidence) -> Iterator[Check]:
@@ -96,8 +93,7 @@ def has_gradients(evidence: Evidence) -> Iterator[Check]:
     records = evidence.of("probe_gradient")
     if records is not None:
         lost = float((records.gradient == 0).mean())
-        reasons = "gradient attacks fail without a gradient", "the loss has a gradient"
-        yield _by_share("zero gradients", lost, *reasons)
+        yield _by_share("zero gradients", lost, "gradient attacks fail without a gradient")
 
 
 def dishonest(honesty: pd.DataFrame) -> bool:
@@ -122,17 +118,16 @@ def honest_gradients(evidence: Evidence) -> Iterator[Check]:
         count, n = len(evidence.added(pd.concat(tables))), len(evidence.white_box)
         yield judged(count, n, "estimated gradients", "an attack by answers alone")
     wrong, bent = _errors(records)
-    reasons = "the answers do not follow the derivative", "the answers follow the derivative"
-    yield _by_share(f"{name}, over a step", bent, *reasons, BENT)
+    unlike = "the answers do not follow the derivative"
+    yield _by_share(f"{name}, over a step", bent, unlike, BENT)
     if not records.declared.iloc[0]:  # a straight-through rule is no derivative by nature
-        reasons = "it is not the derivative of the answers", "it agrees with finite differences"
-        yield _by_share(name, wrong, *reasons)
+        yield _by_share(name, wrong, "it is not the derivative of the answers")
 
 
-def _rises(curve: list[tuple[float, pd.DataFrame]]) -> list[tuple[float, Comparison]]:
+def _rises(curve: list[tuple[float, pd.DataFrame]]) -> list[float]:
     """The points of a curve that are shown to lie above the one before, corrected for several."""
     tests = corrected([compare(b, a) for (_, a), (_, b) in pairwise(curve)])
-    return [(value, test) for (value, _), test in zip(curve[1:], tests, strict=True) if test.better]
+    return [value for (value, _), test in zip(curve[1:], tests, strict=True) if test.better]
 
 
 def more_steps(evidence: Evidence) -> Iterator[Check]:
@@ -142,7 +137,7 @@ def more_steps(evidence: Evidence) -> Iterator[Check]:
         return
     last, later = points[-1]
     if risen := _rises(points):
-        reason = f"more steps do less harm from {risen[0][0]:.0f} steps on: it does not converge"
+        reason = f"more steps do less harm from {risen[0]:.0f} steps on: it does not converge"
         yield Check(name, FAIL, f"{accuracy(later)} at {last:.0f} steps", reason)
     else:
         count = len(evidence.added(later))
@@ -151,29 +146,24 @@ def more_steps(evidence: Evidence) -> Iterator[Check]:
 
 def larger_budgets(evidence: Evidence) -> Iterator[Check]:
     """A larger budget never does less harm; one that leaves nothing of an image, only guesses."""
-    points, name = evidence.curve("curve_eps", "eps"), "larger budgets"
+    points = evidence.curve("curve_eps", "eps")
     linf = any((table.norm == "Linf").any() for _, table in points)
-    all_grey = ALL_GREY * (1 if linf else sqrt(evidence.pixels))
 
     def told(eps: float) -> str:
         return f"{255 * eps:.4g}/255" if linf else f"{eps:.4g}"
 
     if len(points) > 1:
         figure = f"{accuracy(points[0][1])} to {accuracy(points[-1][1])}"
-        risen = [told(eps) for eps, _ in _rises(points)]
-        good = "a larger budget never does less harm"
+        risen = [told(eps) for eps in _rises(points)]
         bad = f"a larger budget does less harm at eps {risen[0]}" if risen else ""
-        yield _either(not risen, name, figure, good, bad, FAIL)
-    if points:
-        eps, records = points[-1]
+        yield _either(not risen, "larger budgets", figure, bad, FAIL)
+    for eps, records in points[-1:]:
         low, _ = remnant_accuracy(records).interval
-        figure = f"{accuracy(records)} at eps {told(eps)}"
         guesses = low is None or low <= 1 / evidence.classes
-        good = "no better than guessing, as it must be"
+        recognizable = eps < ALL_GREY * (1 if linf else sqrt(evidence.pixels))
+        figure = f"{accuracy(records)} at eps {told(eps)}"
         bad = "above guessing where nearly any image is allowed"
-        if not guesses and eps < all_grey:
-            good = f"not asked: robust models may withstand less than {told(all_grey)}"
-        yield _either(guesses or eps < all_grey, "largest budget", figure, good, bad, FAIL)
+        yield _either(guesses or recognizable, "largest budget", figure, bad, FAIL)
 
 
 def beside_one_step(records: pd.DataFrame) -> dict[tuple[str, float], Comparison]:
@@ -202,7 +192,7 @@ def iterations_help(evidence: Evidence) -> Iterator[Check]:
         return
     yield judged(len(evidence.added(single)), len(single), "single step", "a single step")
     named = evidence.records[~evidence.records.attack.isin(RESERVED) & (evidence.records.steps > 1)]
-    if evidence.is_random:  # others may average less, or pass over no layer
+    if evidence.of(FROZEN) is not None:  # random: others may average less, or pass over no layer
         named = named[named.attack == evidence.main]
     tests = beside_one_step(pd.concat([single, named]))
     behind = {attack: test for (attack, _), test in tests.items() if test.better}
@@ -213,8 +203,7 @@ def iterations_help(evidence: Evidence) -> Iterator[Check]:
         yield Check("iterative attacks", FAIL, figure, reason)
     if tests and not behind:
         figure = f"none of {len(tests)} attack{'s' * (len(tests) > 1)} less harmful than one step"
-        good = "none does significantly less harm than a single step"
-        yield Check("iterative attacks", PASS, figure, good)
+        yield Check("iterative attacks", PASS, figure)
 
 
 def noise(evidence: Evidence) -> Iterator[Check]:
@@ -232,17 +221,17 @@ def transfer(evidence: Evidence) -> Iterator[Check]:
     count = len(set().union(*added.values()))
     source, attack = max(added, key=lambda key: len(added[key]))
     what = f"transfer from {len(added)} sets of images (most from {source}, {attack})"
-    yield judged(count, len(evidence.white_box), "transfer", what if count else "transfer")
+    yield judged(count, len(evidence.white_box), "transfer", what)
 
 
 def gradient_free(evidence: Evidence) -> Iterator[Check]:
     """Searches without gradients break nothing that the attacks do not; one at least is needed."""
     from advprune.attacks.registry import fooled_by_search  # needs torch
 
-    name, searches = "gradient-free", evidence.searches
-    if not searches:
+    name = "gradient-free"
+    if not evidence.searches:
         yield Check(name, DOUBT, "none", "no attack without gradients in the suite")
-    for attack, records in searches.items():
+    for attack, records in evidence.searches.items():
         count = len(evidence.added(records))
         most = fooled_by_search(records.method.iloc[0], records.breakdown.iloc[0])
         yield judged(count if most is None else min(count, most), len(records), name, attack)
@@ -272,27 +261,24 @@ def randomness(evidence: Evidence) -> Iterator[Check]:
         return
     named = evidence.records[~evidence.records.attack.isin(RESERVED)]
     most = int(named[named.method.isin(["pgd", "apgd"])].draws.max())
-    good = "attacks average over the randomness"
     bad = "no attack of the suite averages its gradients over draws"
     figure = f"averaged over {most} draws" if most > 1 else "1 draw"
-    yield _either(most > 1, "averaged gradients", figure, good, bad)
+    yield _either(most > 1, "averaged gradients", figure, bad)
     if evidence.parent is not None:
         test = compare(frozen, evidence.parent)
         figure = f"{accuracy(frozen)} against {accuracy(evidence.parent)} dense"
         # By p alone: lower clean accuracy is no excuse for resisting.
         falls = test.p >= ALPHA or test.difference < CONTRADICTION
-        good = "with its draws fixed it falls as the dense network does"
         bad = "it resists with its draws fixed: not only randomness hides the gradient"
-        yield _either(falls, "frozen randomness", figure, good, bad)
+        yield _either(falls, "frozen randomness", figure, bad)
 
 
 def twin(evidence: Evidence) -> Iterator[Check]:
     """The differentiable twin of a quantized model or of a target gives its answers."""
     agreement = evidence.twin_agreement
     if agreement is not None:
-        good = "attacks follow the gradients of a network with the same answers"
         bad = "attacks follow the gradients of a network with other answers"
-        yield _either(agreement >= AGREEMENT, "twin", f"{100 * agreement:.2f} %", good, bad)
+        yield _either(agreement >= AGREEMENT, "twin", f"{100 * agreement:.2f} %", bad)
 
 
 CHECKS: tuple[Callable[[Evidence], Iterator[Check]], ...] = (

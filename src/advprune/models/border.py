@@ -1,9 +1,6 @@
-"""The border for models: any nn.Module is made right here, or refused in one line.
-
-Attacks and scoring ask `admitted` for the model that they query; `prune` and `quantize` ask
-`compressible` for the copy that they change. Neither changes the caller's model or any global
-random state.
-"""
+"""The border for models: any nn.Module is made right here, or refused in one line. Attacks and
+scoring ask `admitted` for the model that they query; `prune` and `quantize` ask `compressible` for
+the copy that they change. Neither changes the caller's model or a global random state."""
 
 import re
 from collections.abc import Iterator
@@ -41,15 +38,14 @@ def refuse(who: str, faults: dict[str, bool]) -> None:
 def admitted(
     who: str, model: nn.Module, images: torch.Tensor, labels: torch.Tensor | None = None
 ) -> nn.Module:
-    """The model that attacks and scoring may query on `images` `[N, C, H, W]`.
+    """The model that attacks and scoring may query on `images` `[N, C, H, W]`: the model itself; a
+    copy where it is in training mode or its weights are re-parametrized; inside a `Drawn` where its
+    code draws at random.
 
-    That is the model itself; a copy where it is in training mode or its weights are
-    re-parametrized; inside a `Drawn` where its code draws at random. `who` begins the message of
-    InputError: no nn.Module, no logits `[N, classes]` of the images' type (of one image too),
-    probabilities, NaN, logits that depend on the rest of the batch, numbers of its own that a pass
-    changes, no gradients (inference mode), or a label, if given, that is none of the classes. What
-    a pass changes outside the model's modules (a global counter, a file) is seen only where it
-    shows in the first passes, and then taken for randomness.
+    `who` begins the message of InputError: no nn.Module, no logits `[N, classes]` of the images'
+    type (of one image too), probabilities, NaN, logits that depend on the rest of the batch, state
+    that a pass changes, inference mode, or a label, if given, that is none of the classes. What a
+    pass changes outside the modules (a file) is seen where it shows in the first passes alone.
     """
     given, inner = model, _unwrapped(who, model)
     model = inner if is_plain(inner) else plain_copy(inner)
@@ -72,7 +68,8 @@ def admitted(
         else:
             kept = kept_by(model)
             again = [logits_of(who, model, pair) for _ in range(REPEATS)]
-            moved = [k for k, have in kept_by(model).items() if differ(kept.get(k), have)]
+            now = kept_by(model)
+            moved = [k for k in now if k in kept and _differ(kept[k], now[k])]
             changes = f"a pass changes {', '.join(moved[:3])}, on which later answers may depend; "
             refuse(who, {changes + "keep no state in forward": bool(moved)})
         drew |= not all(torch.equal(logits, one) for one in again)
@@ -106,10 +103,8 @@ def _refuse_probabilities(
     who: str, model: nn.Module, images: torch.Tensor, first: torch.Tensor
 ) -> None:
     """InputError where outputs lie in [0, 1], not all at its ends, and either sum to one on every
-    image or come out of a sigmoid: that logits lie there may be chance.
-
-    first: the outputs of some images, which are mostly enough to tell.
-    """
+    image or come out of a sigmoid: that logits lie there may be chance. first: the outputs of some
+    images, which are mostly enough to tell."""
 
     def shares(outputs: torch.Tensor) -> bool:
         return bool(((outputs >= 0) & (outputs <= 1)).all() and (outputs % 1 > 0).any())
@@ -143,48 +138,47 @@ def logits_of(who: str, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Logits `[N, classes]` of some images; InputError where they are none."""
     inference = "leave torch.inference_mode out, in which nothing has a gradient"
     refuse(who, {inference: torch.is_inference_mode_enabled()})
-    shape, count, given = list(images.shape), len(images), images.clone()
+    count, given = len(images), images.clone()
     written = given._version
     try:
         logits = model(given)
     except (Exception, SystemExit) as error:  # whatever the model's code does
-        raise InputError(f"{who}: the model fails on images {shape}: {arisen(error)}") from error
-    changed = given._version > written  # torch counts what is written into a tensor
+        fails = f"the model fails on images {list(images.shape)}: {arisen(error)}"
+        raise InputError(f"{who}: {fails}") from error
+    # torch counts what is written into a tensor.
+    changed = "the model changes its input in place; let it work on a copy"
+    refuse(who, {changed: given._version > written})
+    wanted = f"for {count} images, not logits [N, classes] of {images.dtype}"
+    plain = torch.is_tensor(logits) and logits.layout == torch.strided and logits.ndim == 2
+    plain = plain and len(logits) == count and logits.shape[1] and logits.dtype == images.dtype
+    refuse(who, {f"the model returns {_kind(logits)} {wanted}": not plain})
     faults = {
-        "the model changes its input in place; let it work on a copy": changed,
-        f"the model returns {type(logits).__name__}, not logits": not torch.is_tensor(logits),
+        inference: logits.is_inference(),
+        "the model has one class; give it one logit a class": logits.shape[1] == 1,
+        "the model returns NaN or infinite logits": not logits.isfinite().all(),
     }
     refuse(who, faults)
-    refuse(who, {inference: logits.is_inference()})
-    shape, dtype = list(logits.shape), logits.dtype
-    wrong = len(shape) != 2 or shape[0] != count or not shape[1]
-    faults = {
-        f"the model returns {shape} for {count} images, not [N, classes]": wrong,
-        f"the model returns a tensor of layout {logits.layout}": logits.layout != torch.strided,
-        f"the model returns {dtype}, not floats of the images' type": dtype != images.dtype,
-        "the model has one class; give it one logit a class": shape[1:] == [1],
-    }
-    refuse(who, faults)
-    for what, held in (("NaN", logits.isnan()), ("infinite logits", logits.isinf())):
-        refuse(who, {f"the model returns {what}": bool(held.any())})
     return logits
+
+
+def _kind(value: Any) -> str:
+    """What came in, for a message."""
+    if not torch.is_tensor(value):
+        return type(value).__name__
+    where = (
+        "meta " if value.is_meta else "" if value.layout == torch.strided else f"{value.layout} "
+    )
+    return f"{where}{value.dtype} {list(value.shape)}"
 
 
 def check_images(who: str, images: torch.Tensor, *labels: torch.Tensor) -> None:
     """InputError where images are not floating `[N, C, H, W]` in [0, 1], or labels, where they
     are given, not int64 `[N]` from 0."""
-    for name, value in zip(("images", "labels"), (images, *labels), strict=False):
-        other = f"{name} are {type(value).__name__}; give a torch.Tensor"
-        refuse(who, {other: not torch.is_tensor(value)})
-    shape = list(images.shape)
-    faults = {
-        f"images have shape {shape}, not [N, C, H, W]": images.ndim != 4,
-        f"images of shape {shape} have no pixels": 0 in shape[1:] and shape[0] > 0,
-        "images are sparse or hold no numbers": images.layout != torch.strided or images.is_meta,
-        "images require a gradient; give images.detach()": images.requires_grad,
-        f"images are {images.dtype}; give floats in [0, 1]": not images.is_floating_point(),
-    }
-    refuse(who, faults)
+    usable = torch.is_tensor(images) and images.layout == torch.strided and not images.is_meta
+    usable = usable and images.is_floating_point() and images.ndim == 4
+    usable = usable and (not len(images) or images.numel() > 0)
+    refuse(who, {f"images are {_kind(images)}; give floats [N, C, H, W] in [0, 1]": not usable})
+    refuse(who, {"images require a gradient; give images.detach()": images.requires_grad})
     dark = len(images) > 1 and 0 < float(images.max()) <= 1.001 / 255
     faults = {
         "images hold NaN or lie outside [0, 1]": not ((images >= 0) & (images <= 1)).all(),
@@ -192,35 +186,24 @@ def check_images(who: str, images: torch.Tensor, *labels: torch.Tensor) -> None:
     }
     refuse(who, faults)
     for one in labels:
-        count = len(one) if one.ndim == 1 else list(one.shape)
-        faults = {
-            f"{count} labels for {len(images)} images": one.shape != images.shape[:1],
-            f"labels are {one.dtype}; give torch.int64": one.dtype != torch.int64,
-            "labels hold no numbers": one.is_meta,
-        }
-        refuse(who, faults)
-        refuse(who, {"a label is below 0": bool((one < 0).any())})
+        usable = torch.is_tensor(one) and one.dtype == torch.int64 and not one.is_meta
+        usable = usable and one.shape == images.shape[:1] and bool((one >= 0).all())
+        wanted = f"give torch.int64 [{len(images)}] of at least 0, one for each image"
+        refuse(who, {f"labels are {_kind(one)}; {wanted}": not usable})
 
 
 def compressible(who: str, model: nn.Module, images: torch.Tensor | None = None) -> nn.Module:
     """A copy for `prune` and `quantize`: evaluation mode, plain weights, and a module of its own
-    behind every name (`unshared`).
-
-    images: where given, the model must pass `admitted` as well. InputError where weights are
-    missing, shared, hidden or without shape, and where there are hooks, which would be lost.
-    """
+    behind every name (`unshared`). images: where given, the model must be `admitted`. InputError
+    where weights are missing, shared, hidden or without shape, and where there are hooks."""
     model = _unwrapped(who, model)
     if images is not None:
         admitted(who, model, images)
         refuse(who, dict.fromkeys(other_types(model, images), True))
     refuse(who, dict.fromkeys(weight_faults(model), True))
     copied = plain_copy(model)
-    hooks = hooked(copied)
-    lost = (
-        f"{', '.join(hooks[:3])} {'has' if len(hooks) == 1 else 'have'} hooks, which a stored or "
-        "folded network would lose; write them into forward"
-    )
-    refuse(who, {lost: bool(hooks)})
+    lost = "has hooks, which a stored or folded network would lose; write them into forward"
+    refuse(who, {f"{name} {lost}": True for name in hooked(copied)})
     return unshared(copied)
 
 
@@ -283,9 +266,8 @@ def kept_by(model: nn.Module) -> dict[str, tuple[Any, int]]:
     return found
 
 
-def differ(one: tuple[Any, int] | None, other: tuple[Any, int]) -> bool:
+def _differ(one: tuple[Any, int], other: tuple[Any, int]) -> bool:
     """Whether two states of what a module keeps differ; the same numbers anew do not."""
-    if one is None or one[0] is other[0]:
-        return one is None or one[1] != other[1]
-    tensors = torch.is_tensor(one[0]) and torch.is_tensor(other[0])
-    return not torch.equal(one[0], other[0]) if tensors else one != other
+    if torch.is_tensor(one[0]) and torch.is_tensor(other[0]) and one[0] is not other[0]:
+        return not torch.equal(one[0], other[0])
+    return one[1] != other[1] or not (one[0] is other[0] or one[0] == other[0])

@@ -8,12 +8,14 @@ import pkgutil
 from collections import defaultdict
 from collections.abc import Mapping
 from importlib import import_module
+from itertools import permutations
 from typing import Any
 
+from advprune.core.errors import UserError
 from advprune.core.params import Params
 from advprune.pruning.family import Data, Pruned, chosen, families, prune, setting_of
-from advprune.pruning.hydra import check_equal_training
-from advprune.pruning.tickets import check_equal_tickets
+from advprune.pruning.hydra import Hydra, Magnitude
+from advprune.pruning.tickets import Ticket
 
 for _module in pkgutil.iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
@@ -31,10 +33,20 @@ def check_settings(params: Params) -> None:
 
 
 def check_controls(named: Mapping[str, Any]) -> None:
-    """UserError where families that are compared are not trained alike; `named`: typed settings of
-    one parent by their place in params.yaml."""
-    check_equal_training(named)
-    check_equal_tickets(named)
+    """UserError where a family and its control are not trained alike: HYDRA and LWM of the same
+    sparsity, and all tickets; `named`: typed settings of one parent by place in params.yaml."""
+    for (place, one), (other, control) in permutations(named.items(), 2):
+        masks = isinstance(one, Hydra) and type(control) is Magnitude
+        tickets = isinstance(one, Ticket) and isinstance(control, Ticket)
+        if not (tickets or (masks and one.sparsity == control.sparsity)):
+            continue
+        wanted = one.shared()
+        for key, value in control.shared().items():
+            if value != wanted.get(key, value):
+                raise UserError(
+                    f"{other}.{key}: {value} here, and {wanted[key]} in {place}, its phases "
+                    "together; each other's controls are trained alike"
+                )
 
 
 __all__ = ["Data", "Pruned", "check_controls", "check_settings", "chosen", "families"]

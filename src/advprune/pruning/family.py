@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial, wraps
+from functools import partial, update_wrapper
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from advprune.core.device import device_of, salted
 from advprune.core.errors import UserError
 from advprune.core.settings import Settings, parse
 from advprune.models.border import check_images, compressible
-from advprune.models.insert import functional_activations, inserted, places
+from advprune.models.insert import inserted, missed_activations, places
 from advprune.models.stochastic import undisturbed
 from advprune.training.inputs import Data, Pair
 
@@ -42,18 +42,13 @@ def family(name: str, setting: type[Settings], **fixed: Any) -> Callable[[Family
     number there is the first field of `setting`, where no other has to be given."""
 
     def register(function: Family) -> Family:
-        _REGISTRY[name] = (setting, wraps(function)(partial(function, **fixed)))
+        _REGISTRY[name] = setting, update_wrapper(partial(function, **fixed), function)
         return function
 
     return register
 
 
-def families() -> tuple[str, ...]:
-    """The keys of all families, sorted."""
-    return tuple(sorted(_REGISTRY))
-
-
-def registered() -> dict[str, tuple[type[Settings], Family]]:
+def families() -> dict[str, tuple[type[Settings], Family]]:
     """By key, each family's class of settings and its function, in the order of registration."""
     return dict(_REGISTRY)
 
@@ -61,15 +56,15 @@ def registered() -> dict[str, tuple[type[Settings], Family]]:
 def setting_of(name: str, value: Any, place: str = "") -> Any:
     """Check a family's setting; UserError names the key (`place`), the value and the range."""
     place = place or f"prune.{name}"
-    if name not in families():  # settings may give anything, a list too
-        raise UserError(f"{place}: there is no family {name!r}; known: {', '.join(families())}")
+    if not isinstance(name, str) or name not in _REGISTRY:
+        known = ", ".join(sorted(_REGISTRY))
+        raise UserError(f"{place}: there is no family {name!r}; known: {known}")
     kind = _REGISTRY[name][0]
     if isinstance(value, kind):
         return value
     if not isinstance(value, dict):
-        first = next(iter(kind.model_fields), "")
-        needed = {name for name, one in kind.model_fields.items() if one.is_required()}
-        if not first or needed - {first}:
+        first, *others = kind.model_fields
+        if any(kind.model_fields[other].is_required() for other in others):
             raise UserError(f"{place}: write a mapping of settings (got {value!r})")
         value = {first: value}
     return parse(kind, value, where=place)
@@ -92,31 +87,28 @@ def prune(
     to train. Families that put layers in note at how many places, as `sites`. UserError for an
     unknown family, a wrong setting, missing data and a model that is not `compressible`.
     """
-    checked = setting_of(name, setting)
-    generator = torch.Generator().manual_seed(salted(seed, "prune", name))
+    checked, salt = setting_of(name, setting), salted(seed, "prune", name)
     if isinstance(data, tuple) and len(data) == 2:
         data = Data(*data)
     if not isinstance(data, Data | None):
         raise UserError(f"{name}: data is a tuple of images and labels, or a Data")
     given = data or Data(torch.zeros(0), torch.zeros(0))
-    given = replace(given, seed=seed, generator=generator)
-    images = None if data is None else given.images
+    given = replace(given, seed=seed, generator=torch.Generator().manual_seed(salt))
+    images = data.images if data else None
     try:
-        if data is not None:
-            check_images("training data", given.images, given.labels)
-        with undisturbed(device_of(model), salted(seed, "prune", name)):
+        if data:
+            check_images("training data", data.images, data.labels)
+        with undisturbed(device_of(model), salt):
             mine = compressible("model", model, images)
             before = inserted(mine)
             found = _REGISTRY[name][1](mine, checked, given)
-            added, missed = inserted(found.model) - before, list[str]()
-            # Layers are inserted behind modules only; one pass shows the functions that they miss.
-            if images is not None and added["relu"]:
-                missed = functional_activations(found.model, images[:1])
-            if missed:
+            added = inserted(found.model) - before
+            first = None if images is None else images[:1]
+            if added["relu"] and (missed := missed_activations(found.model, first)):
+                count = len(places(found.model, "relu"))
                 raise UserError(
-                    f"it would act at {len(places(found.model, 'relu'))} activation modules but "
-                    f"not at {len(missed)} calls of functions such as {missed[0]}; make modules of "
-                    "them (nn.ReLU and the like)"
+                    f"it would act at {count} of {count + len(missed)} activations: {missed[0]}; "
+                    "make it a module of torch's, such as nn.ReLU, or derive its class from one"
                 )
     except (UserError, ValueError) as error:
         raise UserError(f"{name}: {error}") from error

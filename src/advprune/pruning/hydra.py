@@ -15,21 +15,18 @@ from, with the same fine-tuning. All convolutions and linear layers are pruned b
 the first, the shortcuts and the classifier included; biases and batch-norm are not. The GAP study's
 masks, in contrast, include biases and leave out the classifier.
 
-Training. Budget, batches and decay are the profile's; labels are not smoothed. Each training ends
-with its last epoch; the published code takes the epoch of the best accuracy under attack on test
-images. With `finetune: null` on a standard network the mask alone is trained: a sub-network of a
-network that is not robust. HYDRA's scores take epochs, so LWM is fine-tuned for as many more:
-settings of the same sparsity and parent are refused where the sums differ, or method, attack or
-rate of the fine-tuning.
+Training. Budget, batches and decay are the profile's; labels are not smoothed. The last epoch is
+kept; the published code takes the epoch of the best accuracy under attack on test images. With
+`finetune: null` on a standard network the mask alone is trained: a sub-network of a network that is
+not robust. HYDRA's scores take epochs, so LWM is fine-tuned for as many more: settings of the same
+sparsity and parent are refused where the sums differ, or method, attack or rate of the fine-tuning.
 
 Source. Sehwag, Wang, Mittal and Jana, HYDRA: Pruning Adversarially Robust Neural Networks (NeurIPS
 2020, arXiv 2002.10509); Han et al. (NeurIPS 2015) for magnitude.
 """
 
 import copy
-from collections.abc import Mapping
 from dataclasses import replace
-from itertools import product
 from math import sqrt
 from typing import Any, Literal
 
@@ -43,7 +40,15 @@ from advprune.core.settings import Settings
 from advprune.core.train_settings import FineTune, FineTuneSettings
 from advprune.models.backward import straight_through
 from advprune.pruning.family import Data, Pruned, family, require
-from advprune.pruning.masks import Masks, first, layer_weights, layers, masked, part
+from advprune.pruning.masks import (
+    Masks,
+    first,
+    layer_weights,
+    layers,
+    masked,
+    part,
+    trained_by,
+)
 from advprune.training.standard import History, finetune
 
 
@@ -62,6 +67,10 @@ class Magnitude(Settings):
     sparsity: float = Field(ge=0, lt=1)
     finetune: FineTune = None
 
+    def shared(self) -> dict[str, Any]:
+        """What HYDRA and LWM of the same sparsity have to share, by key."""
+        return trained_by(self.finetune, "finetune")
+
 
 class Hydra(Magnitude):
     """sparsity, finetune: as for LWM. scores: how the mask is trained before that; epochs: 0 leaves
@@ -69,50 +78,20 @@ class Hydra(Magnitude):
 
     scores: ScoreSettings = ScoreSettings()
 
-
-def check_equal_training(named: Mapping[str, Any]) -> None:
-    """UserError where LWM is trained otherwise than HYDRA at the same sparsity: for other epochs
-    than its scores and fine-tuning together, by another method, or at another rate; `named`: typed
-    settings of one parent by their place in params.yaml. Without fine-tuning the method is that of
-    the scores, which have a rate of their own."""
-    learned = {place: one for place, one in named.items() if type(one) is Hydra}
-    controls = {place: one for place, one in named.items() if type(one) is Magnitude}
-    for (place, one), (other, control) in product(learned.items(), controls.items()):
-        if one.sparsity != control.sparsity:
-            continue
-        epochs = one.scores.epochs + (one.finetune.epochs if one.finetune else 0)
-        found = control.finetune.epochs if control.finetune else 0
-        if epochs != found:
-            raise UserError(
-                f"{other}.finetune.epochs: {place} is trained for {epochs} epochs, its scores "
-                f"included, and LWM, its control, for {found}; give both the same"
-            )
-        if control.finetune is None:
-            continue
-        wanted = trained_by(one.finetune or one.scores)
-        for key, value in trained_by(control.finetune).items():
-            if wanted.get(key) != value and (key != "lr" or one.finetune):
-                raise UserError(
-                    f"{other}.finetune.{key}: {value} here, and {wanted.get(key)} in {place}, "
-                    "whose control it is; give both the same"
-                )
-
-
-def trained_by(setting: FineTuneSettings) -> dict[str, Any]:
-    """What two trainings have to share besides their epochs, by its keys: the method first, its
-    attack (`step` resolved), the weight of TRADES, and the rate."""
-    found: dict[str, Any] = {"method": setting.method}
-    if setting.method != "standard":
-        found |= {"steps": setting.steps, "step": setting.stride}
-    if setting.method == "trades":
-        found["beta"] = setting.beta
-    return found | {"lr": setting.lr}
+    def shared(self) -> dict[str, Any]:
+        """As for LWM; its epochs are those of both phases. Without fine-tuning the method is that
+        of the scores, which have a rate of their own."""
+        found = trained_by(self.finetune or self.scores, "finetune")
+        if self.finetune is None:
+            del found["finetune.lr"]
+        else:
+            found["finetune.epochs"] += self.scores.epochs
+        return found
 
 
 class Scored(nn.Module):
     """A weight w seen through the mask of its scores s: `w * M`, `dL/ds = sign(s) w dL/d(w M)`. The
-    mask changes in `refresh` alone, which is called after each step: the inner steps of an attack
-    need no ranking."""
+    mask changes in `refresh` alone: the inner steps of an attack need no ranking."""
 
     kept: torch.Tensor
 
@@ -133,9 +112,8 @@ class Scored(nn.Module):
 
 
 def scaled(weight: torch.Tensor) -> torch.Tensor:
-    """The scores that pruning starts from: `s = sqrt(6 / fan_in) w / max|w|`, of w's shape. So
-    large that gradients can change the ranking, and in the order of the magnitudes. A weight
-    without any value but zero has scores of zero. UserError where a weight is NaN or infinite."""
+    """The scores that pruning starts from: `s = sqrt(6 / fan_in) w / max|w|`, of w's shape, or
+    zeros where w is all zero. UserError where a weight is NaN or infinite."""
     found = weight.detach()
     if not found.isfinite().all():
         raise UserError("weights that are NaN or infinite cannot be ranked; nothing is pruned")
@@ -150,7 +128,7 @@ def smallest(scores: torch.Tensor, sparsity: float) -> torch.Tensor:
 
 def attach_scores(model: nn.Module, sparsity: float) -> dict[str, Scored]:
     """Put every layer's weight behind a mask, in place; returns the masks by parameter name.
-    Weights and biases of these layers are frozen; scores and the rest can be trained."""
+    Scores are trained, weights and biases of these layers are not."""
     model.requires_grad_(True)
     found = {}
     for name, layer in layers(model).items():

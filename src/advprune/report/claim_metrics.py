@@ -83,7 +83,7 @@ def transfer(run: Run, claim: Claim) -> Compared:
     tables = [one.transferred(name, first.root) for one in (first, second)]
     if claim.matched:
         swept = run.swept
-        point, other = (point_of(swept, swept.model(one.name)) for one in (first, second))
+        point, other = (point_of(swept, swept.by_name[one.name]) for one in (first, second))
         pair = point, nearest(swept, point, by_family(swept).get(second.family) or [other])
         tables = [one.transferred.get(name, pd.DataFrame()) for one in pair]
     own, there = _recorded(claim, name, tables)

@@ -47,12 +47,11 @@ def model_is_current(params: Params, runs: Path, name: str, records: pd.DataFram
 
 
 def _is_setting(params: Params, name: str, known: Any) -> bool:
-    """Whether the setting on a model's card is that of `params`, as written or typed."""
+    """Whether the setting on a model's card is that of `params`."""
     now = params.setting(name)
     try:
         if isinstance(now, BaseModel):
-            plain = now.model_dump(mode="json", exclude_none=True)
-            return bool(known == plain or type(now).model_validate(known) == now)
+            return bool(type(now).model_validate(known) == now)
         family, own = chosen(params.models[name].key, now)
         plain = json.loads(json.dumps(own))
         return bool(known == plain or setting_of(family, known) == setting_of(family, plain))
@@ -77,23 +76,19 @@ def attacks_agree(profile: Profile, records: pd.DataFrame) -> bool:
 
 def study_is_current(profile: Profile, study: StudyEntry, records: pd.DataFrame) -> bool:
     """Whether the records of a study were made by its settings, as far as they show it."""
-    settings = study.settings
+    points = study.settings.get("points", {})
     if study.study in ("sweep", "compression"):
         rows = records[["family", "order", "value"]].drop_duplicates().itertuples(index=False)
         there = {(family, order): _value(text) for family, order, text in rows}
-        if there != {
-            (family, order): _value(str(value))
-            for family, values in settings.get("points", {}).items()
-            for order, value in enumerate(values)
-        }:
-            return False
-    if study.study == "seeds" and {*records.point} != {DENSE, *settings.get("points", {})}:
-        return False
+        asked = {(key, k): _value(str(v)) for key, own in points.items() for k, v in enumerate(own)}
+        return there == asked and attacks_agree(profile, records)
+    if study.study == "seeds":
+        return {*records.point} == {DENSE, *points} and attacks_agree(profile, records)
     if study.study == "protocol":
         at = {float(f"{eps:.6g}") for eps in records[records.attack == "fgsm"].eps}
-        asked = {float(f"{eps:.6g}") for eps in profile.protocol.eps}
         # Its other attacks, although some have names of the suite's, are at budgets of their own.
-        return at == asked and {*records.member} == {*settings["members"]}
+        budgets = {float(f"{eps:.6g}") for eps in profile.protocol.eps}
+        return at == budgets and {*records.member} == {*study.settings["members"]}
     return attacks_agree(profile, records)
 
 

@@ -124,10 +124,10 @@ def family_pages() -> dict[str, str]:
 
 def modules() -> dict[str, dict[str, type[BaseModel]]]:
     """By module of `advprune.pruning`: its families in order, each with its class of settings."""
-    from advprune.pruning.family import registered  # needs torch
+    from advprune.pruning.family import families  # needs torch
 
     found: dict[str, dict[str, type[BaseModel]]] = {}
-    for key, (setting, function) in registered().items():
+    for key, (setting, function) in families().items():
         found.setdefault(function.__module__.rpartition(".")[2], {})[key] = setting
     return dict(sorted(found.items()))
 

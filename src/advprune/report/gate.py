@@ -1,18 +1,17 @@
 """The gate: whether robustness dropped between two revisions, model by model.
 
-A model fails where its robust accuracy is significantly lower than before: by McNemar's exact test
-on the same images, or by Fisher's exact test on the two counts where the images differ; or where
-its distances are significantly smaller on the same images (Wilcoxon's signed-rank test). p-values
-are corrected for all these tests together (Holm). A verdict may not get worse or be unknown, a
-model may not vanish, and images and settings may not change, nor be others than those of the
-committed report, unless that is allowed by name.
+A model fails where its robust accuracy is significantly lower than before (McNemar's exact test on
+the same images, Fisher's on two counts where the images differ), or its distances are (Wilcoxon's
+signed-rank test on the same images); Holm's correction covers all these tests. A verdict may not
+get worse or be unknown, a model may not vanish, and images and settings may not change, nor be
+others than those of the committed report, unless that is allowed by name.
 With a margin, a model passes only where a larger loss is ruled out (`report.margin`). Numbers of a
 model in doubt are upper bounds: for one that can be trusted now it is no fall to be lower than they
 were, and one that is in doubt now keeps no margin.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -36,13 +35,13 @@ from advprune.report.revision import (
     differences,
     git,
     recomputed,
+    settings_of,
 )
 from advprune.report.tables import jointly
 
 RANK = list(LEVELS.values())  # from the best to the worst
 UNPAIRED = "\\*"
 TESTS = "robust", "distance"
-SHOWN = 4  # columns by name
 PLAIN = re.compile(r"(?!www)\w[\w-]*", re.ASCII)
 IMAGES, SETTINGS = "images", "settings"  # what may be allowed to change, besides a model by name
 
@@ -66,17 +65,13 @@ class Row:
         """Whether it was tested on other images than before."""
         return bool(self.tests) and not self.pairs
 
-    def changed(self, kind: str, sign: int, alpha: float) -> bool:
-        """Whether a test shows a change in the direction of `sign`."""
+    def changed(self, kind: str, sign: int, alpha: float, by_bound: bool = False) -> bool:
+        """Whether a test shows a change in the direction of `sign`; by_bound: one that rests on an
+        upper bound, and is none."""
         test = self.tests.get(kind)
-        if test is None or test.rests_on_bound:
+        if test is None or test.rests_on_bound != by_bound:
             return False
         return test.p < alpha and sign * test.direction > 0
-
-    def is_lower_than_a_bound(self, alpha: float) -> bool:
-        """Whether it fell, by a test, from numbers that were upper bounds only."""
-        tests = self.tests.values()
-        return any(t.p < alpha and t.direction < 0 and t.rests_on_bound for t in tests)
 
     @property
     def follows_a_bound(self) -> bool:
@@ -132,44 +127,49 @@ def judge_trees(
     for name in [active] if only else dict.fromkeys([active, *there.profiles, *here.profiles]):
         after = made if name == active else here.revision(name)
         judged = judge(there.revision(name) or Revision({}), after or Revision({}), rules, order)
-        needed = recompute and name not in rules.allow  # records that show what it has
-        why = ""
-        if name == active and SETTINGS not in rules.allow and here.is_reported_otherwise(params):
-            what = f"{FILE} holds other settings than reports/{active}/{FILE}; run `dvc repro`"
-            judged = replace(judged, failures=[*judged.failures, f"{what} (--allow {SETTINGS})."])
-        if needed and name == active and there.paths:
-            known = yaml_of(git("show", f"{there.commit}:./{FILE}"), there.where + FILE)
-            if isinstance(known, Mapping) and known.get("profile", active) != active:
-                why = "It was not the active profile, which is then not measured"
-        elif needed and name != active and here.results(name) != there.results(name):
-            why = "The results changed, and no records here show them"
-        if why:
-            failures = [*judged.failures, f"{why} (--allow {quoted(name)})."]
-            judged = replace(judged, failures=failures)
+        failures = [
+            f"{why} (--allow {quoted(by)})."
+            for by, why in _unmeasured(params, name, there, recompute)
+            if by not in rules.allow
+        ]
+        judged = replace(judged, failures=judged.failures + failures)
         found.append((f"Robustness of {code(name)} against {base}", judged))
     unknown = sorted(set(rules.floors) - {""} - {row.name for _, one in found for row in one.rows})
     if unknown:
         raise UserError(f"--floor: there is no model {unknown[0]!r}; check its name")
     if recompute and (committed := here.revision(active)):
         judged = judge(committed, made, Rules(rules.alpha, allow=rules.allow), order)
-        judged = _with_columns(judged, differences(committed, made), rules)
+        differ = differences(committed, made)
+        lines = [
+            f"{quoted(model)}: the records give another {listed([code(name) for name in names])}."
+            for model, names in differ.items()
+            if model not in rules.allow
+        ]
+        # Where every image came out alike, nothing else may differ; else the processor is another.
+        if any({*OUTCOMES} & {*names} for names in differ.values()):
+            judged = replace(judged, warnings=judged.warnings + lines)
+        else:
+            judged = replace(judged, failures=judged.failures + lines)
         found.append((f"Records of {code(active)} against its results.csv", judged))
     return found
 
 
-def _with_columns(judged: Gate, differ: Mapping[str, list[str]], rules: Rules) -> Gate:
-    """The gate with the columns that are not those of the records: failures where every image came
-    out alike, for then nothing else may differ; warnings where another processor found others."""
-    lines = {}
-    for model, columns in differ.items():
-        more = [f"{len(columns) - SHOWN} more"] * (len(columns) > SHOWN)
-        named = listed([code(column) for column in columns[:SHOWN]] + more)
-        lines[model] = f"{quoted(model)}: the records give another {named}."
-    is_same_run = not any(set(OUTCOMES) & set(columns) for columns in differ.values())
-    wrong = [line for model, line in lines.items() if is_same_run and model not in rules.allow]
-    rest = [line for line in lines.values() if line not in wrong]
-    failures, warnings = [*judged.failures, *wrong], [*judged.warnings, *rest]
-    return replace(judged, failures=failures, warnings=warnings)
+def _unmeasured(
+    params: Params, name: str, there: Tree, recompute: bool
+) -> Iterator[tuple[str, str]]:
+    """Why the results of a profile are not those of its settings and records: the name to allow
+    it by, and a sentence."""
+    here = Tree()
+    if name == params.profile:
+        reported = here.read(place := f"reports/{name}/{FILE}")
+        if reported is not None and yaml_of(reported, place) != yaml_of(settings_of(params), FILE):
+            yield SETTINGS, f"{FILE} holds other settings than {place}; run `dvc repro`"
+        if recompute and there.paths:
+            known = yaml_of(git("show", f"{there.commit}:./{FILE}"), there.where + FILE)
+            if isinstance(known, dict) and known.get("profile", name) != name:
+                yield name, "It was not the active profile, which is then not measured"
+    elif recompute and here.results(name) != there.results(name):
+        yield name, "The results changed, and no records here show them"
 
 
 def judge(
@@ -190,14 +190,20 @@ def judge(
     failures += [f"{name} is what --allow takes for a change of all models." for name in words]
     changes = _changes(rows, before, after)
     failures += [f"{what} (--allow {kind})." for kind, what in changes if kind not in rules.allow]
-    vanished = [quoted(row.name) for row in rows if row.after is None]
-    added = [quoted(row.name) for row in rows if row.before is None]
-    counts = any(row.is_unpaired for row in rows)
-    fallen = [quoted(row.name) for row in rows if row.is_lower_than_a_bound(rules.alpha)]
-    warnings = [f"No longer there: {listed(vanished)}."] * bool(vanished)
-    warnings += [f"New: {listed(added)}."] * bool(added)
-    warnings += [f"Lower than an upper bound, no fall: {listed(fallen)}."] * bool(fallen)
-    warnings += [f"{UNPAIRED} Tested as two counts, which detects large differences only."] * counts
+    named_by = {
+        "No longer there": [row for row in rows if row.after is None],
+        "New": [row for row in rows if row.before is None],
+        "Lower than an upper bound, no fall": [
+            row for row in rows if any(row.changed(one, -1, rules.alpha, True) for one in TESTS)
+        ],
+    }
+    warnings = [
+        f"{what}: {listed([quoted(row.name) for row in own])}."
+        for what, own in named_by.items()
+        if own
+    ]
+    if any(row.is_unpaired for row in rows):
+        warnings += [f"{UNPAIRED} Tested as two counts, which detects large differences only."]
     return Gate(rows, rules.alpha, failures, warnings, norm)
 
 

@@ -2,7 +2,6 @@
 
 import base64
 import platform
-import re
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -14,14 +13,12 @@ from advprune import __version__
 from advprune.report.chart import Chart
 from advprune.report.chart_live import library, live
 from advprune.report.chart_png import png
-from advprune.report.formats import code, heading, hint, markdown, shown_columns, sort_value, texts
+from advprune.report.formats import HINTS, code, heading, markdown, sort_value, texts
 from advprune.report.run import Run
 from advprune.report.section import Part, sections
 from advprune.report.summary import OF_ONE, QUESTION, summary
 
 CHOSEN = ("recipe", "bits", "against_dense", "verdict")  # columns by which rows can be filtered
-BELOW = {"regime": "line", "command": "code"}  # columns that are shown below their row, and how
-LONG = 16  # rows from which a table is folded
 PACKAGES = ("torch", "numpy", "scipy", "pandas")
 
 
@@ -34,11 +31,7 @@ class Column(NamedTuple):
     look: str
 
 
-class Grid(NamedTuple):
-    """A table as the page shows it: a cell is its text, and its value for sorting."""
-
-    columns: list[Column]
-    rows: list[tuple[tuple[str, float | str | None], ...]]
+Rows = list[tuple[tuple[str, float | str | None], ...]]  # a cell: its text, its value for sorting
 
 
 class Shown(NamedTuple):
@@ -98,13 +91,12 @@ def _render(template: str, run: Run, found: list[Shown], **more: Any) -> str:
     )
     # Bokeh names an object where it first comes: in the order of writing, not of the alphabet.
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "separators": (",", ":")}
-    environment.filters |= {"grid": grid, "table": markdown_table, "unbroken": unbroken}
+    environment.filters |= {"grid": grid, "table": markdown_table}
     origin = f"Data: {run.source}, n = {run.n} test images. {run.profile.note}".strip()
     packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     return environment.get_template(template).render(
         profile=run.params.profile,
         origin=origin,
-        long=LONG,
         heading="Adversarial robustness" + " under compression" * (len(run.models) > 1),
         question=QUESTION if len(run.models) > 1 else OF_ONE,
         summary=summary(run),
@@ -114,30 +106,26 @@ def _render(template: str, run: Run, found: list[Shown], **more: Any) -> str:
     )
 
 
-def grid(table: pd.DataFrame) -> Grid:
+def grid(table: pd.DataFrame) -> tuple[list[Column], Rows]:
     """A table of raw numbers as the page shows it, without columns that hold no value."""
-    kept = [c for c in shown_columns(table) if table[c].map(sort_value).notna().any()]
     read = texts(table)
+    kept = [c for c in map(str, read) if table[c].map(sort_value).notna().any()]
     columns = []
     for c in kept:  # sentences are notes, longer figures may wrap, a name is not broken
         longest = int(read[c].str.len().max()) if read[c].str.contains(" ").any() else 0
-        look = BELOW.get(c) or ("note" if longest > 44 else "wrap" if longest > 24 else "")
-        columns.append(Column(heading(c), hint(c), c in CHOSEN, look))
+        look = "note" if longest > 44 else "wrap" if longest > 24 else ""
+        look = "code" if c == "command" else look
+        columns.append(Column(heading(c), HINTS.get(c, ""), c in CHOSEN, look))
     cells = [zip(read[c], map(sort_value, table[c]), strict=True) for c in kept]
-    return Grid(columns, list(zip(*cells, strict=True)))
+    return columns, list(zip(*cells, strict=True))
 
 
 def markdown_table(table: pd.DataFrame) -> Markup:
     """The same as a table of GitHub's markdown."""
     from tabulate import tabulate
 
-    found = grid(table)
-    written = [code if column.look == "code" else markdown for column in found.columns]
-    rows = [[write(t) for write, (t, _) in zip(written, row, strict=True)] for row in found.rows]
-    names = [markdown(column.name) for column in found.columns]
-    return Markup(tabulate(rows, names, "github", disable_numparse=True))
-
-
-def unbroken(text: str) -> str:
-    """Text with no-break spaces where a line may not end: `54 %`, `p = 0.03`."""
-    return re.sub(r"(?<=\d) (?=%)|(?<=\b[np]) (?=[=<])|(?<=[=<]) |(?<=\beps) ", "\u00a0", text)
+    columns, rows = grid(table)
+    written = [code if column.look == "code" else markdown for column in columns]
+    cells = [[write(t) for write, (t, _) in zip(written, row, strict=True)] for row in rows]
+    names = [markdown(column.name) for column in columns]
+    return Markup(tabulate(cells, names, "github", disable_numparse=True))

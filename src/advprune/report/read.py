@@ -1,7 +1,6 @@
 """Reading a run from its files. A damaged file is refused, with the command that mends it."""
 
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -16,13 +15,13 @@ from advprune.report.current import check_attacks, model_is_current, study_is_cu
 from advprune.report.run import Absent, Model, Run, Transfers, in_order
 
 ANSWERS = ("index", "label", "clean_pred", "adv_pred")
-NEEDED = (*ANSWERS, "eps", "steps", "attack")
+RECORDS = (*ANSWERS, "eps", "steps", "attack")
 COLUMNS = {  # of the records of the transfer stage and of each kind of study
     "transfer": (*ANSWERS, "linf", "l2", "source", "attack", "target"),
-    "sweep": (*NEEDED, "family", "order", "value"),
+    "sweep": (*RECORDS, "family", "order", "value"),
     "compression": (*ANSWERS, "attack", "family", "order", "value"),
-    "protocol": (*NEEDED, "member"),
-    "seeds": (*NEEDED, "point", "seed", "family", "sparsity"),
+    "protocol": (*RECORDS, "member"),
+    "seeds": (*RECORDS, "point", "seed", "family", "sparsity"),
     "corruptions": (*ANSWERS, "corruption", "severity"),
     "bitflip": ("flip", "accuracy", "seed", "stored_bits", "variant"),
 }
@@ -43,7 +42,8 @@ def read_run(params: Params, folder: Path = Path()) -> Run:
     """
     check_attacks(params, folder)
     records, runs = (folder / kind / params.profile for kind in ("records", "runs"))
-    found = found_in(runs, params.leaderboard())
+    places = {name: runs / name / "records.parquet" for name in params.leaderboard()}
+    found = {name: records_of(path) for name, path in places.items() if path.exists()}
     attacked = [n for n, table in found.items() if model_is_current(params, runs, n, table)]
     others = [name for name in found if name not in attacked]  # made by other settings
     names = [name for name in attacked if params.root(name) in attacked]
@@ -52,34 +52,32 @@ def read_run(params: Params, folder: Path = Path()) -> Run:
         raise UserError(f"no dense network has a records.parquet in {runs}{why}; run `dvc repro`")
     stages = {name: f"attack@{name}" for name in params.models}
     stages |= {f"{DENSE}-{recipe}": f"attack_dense@{recipe}" for recipe in params.recipes}
-    absent = [
-        # A model is judged beside its dense network.
-        Absent("model", one, stages[params.root(one) if one in attacked else one])
+    lost = {  # a model is judged beside its dense network
+        one: stages[params.root(one) if one in attacked else one]
         for one in params.leaderboard()
         if one not in names
-    ]
+    }
+    absent = [Absent("model", name, stage) for name, stage in lost.items()]
     transfers, studies = read_transfers(records / "transfer.parquet"), dict[str, pd.DataFrame]()
     if transfers:
         lacking = [one for one in (*names, *params.attackers()) if one not in transfers]
     else:  # of a single network there is none
-        lacking = [""] if len(names) + len(absent) + len(params.attackers()) > 1 else []
+        lacking = [""] if len(places) + len(params.attackers()) > 1 else []
     absent += [Absent("transfer", name, "transfer") for name in lacking]
-    lost = {one.name: one.stage for one in absent if one.kind == "model"}
     for name, study in params.studies.items():
         path = records / name / "records.parquet"
-        if ran := study.of not in lost and path.exists():
-            table = _checked(_frame(path), path, COLUMNS.get(study.study, ()))
-            if ran := study_is_current(params.active(), study, table):
+        if there := study.of not in lost and path.exists():
+            table = _frame(path, *COLUMNS.get(study.study, ()))
+            if study_is_current(params.active(), study, table):
                 more = {f"{name}.{p.stem}": p for p in (records / name).glob("*.parquet")}
                 studies |= {key: _frame(p) for key, p in more.items() if p != path}  # its history
                 studies[name] = table
-            else:
-                others.append(name)
-        if not ran:
-            absent.append(Absent("study", name, lost.get(study.of, f"study@{name}")))
+                continue
+        others += [name] * there
+        absent.append(Absent("study", name, lost.get(study.of, f"study@{name}")))
     if others:
         print(f"left out, as made by other settings: {', '.join(others)}", file=sys.stderr)
-    models = [read_model(params, runs / name, transfers.get(name, {})) for name in names]
+    models = [read_model(params, runs / n, found[n], transfers.get(n, {})) for n in names]
     test = read_split(folder / "data" / params.profile / "test.safetensors")
     return Run(
         params=params,
@@ -96,40 +94,32 @@ def read_run(params: Params, folder: Path = Path()) -> Run:
     )
 
 
-def found_in(runs: Path, names: Iterable[str]) -> dict[str, pd.DataFrame]:
-    """The records of those models that were attacked, by name."""
-    there = {name: runs / name / "records.parquet" for name in names}
-    return {name: records_of(path) for name, path in there.items() if path.exists()}
-
-
 def read_transfers(path: Path) -> dict[str, Transfers]:
     """The records of models on others' images, by target; none where there is no such file."""
-    table, found = _frame(path) if path.exists() else pd.DataFrame(), dict[str, Transfers]()
-    if len(table):
-        _checked(table, path, COLUMNS["transfer"])
+    found = dict[str, Transfers]()
+    if path.exists() and len(table := _frame(path, *COLUMNS["transfer"])):
         for (target, *source), part in table.groupby(["target", "source", "attack"], sort=False):
             found.setdefault(str(target), {})[str(source[0]), str(source[1])] = in_order(part)
     return found
 
 
-def read_model(params: Params, folder: Path, transfers: Transfers) -> Model:
-    """A model of the leaderboard from its folder of runs/, and its records of other's images."""
-    entry = params.models.get(name := folder.name)
+def read_model(params: Params, folder: Path, records: pd.DataFrame, transfers: Transfers) -> Model:
+    """A model of the leaderboard from its folder of runs/ and its records."""
+    entry, name = params.models.get(folder.name), folder.name
     card, layers = read_json(folder / "model.json"), _frame(folder / "layers.parquet")
     if not isinstance(card, dict) or not set(CARD) <= card.keys():
         need = ", ".join(CARD)
         raise UserError(f"{folder / 'model.json'} does not hold {need}; run `dvc repro`")
     if len(layers):
-        _checked(layers, folder / "layers.parquet", LAYER)
+        _check(layers, folder / "layers.parquet", *LAYER)
     made = (entry.of, params.root(name), entry.do) if entry else (name, name, "train")
-    records = records_of(folder / "records.parquet")
     return Model(name, params.family(name), *made, card, records, layers, transfers)
 
 
 def records_of(path: Path) -> pd.DataFrame:
     """The records of a model; UserError where columns or rows are missing, numbers are none, or an
     attack does not have each of its images once (a probe: at most once)."""
-    table = _checked(_frame(path), path, NEEDED)
+    table = _frame(path, *RECORDS)
     if not len(table):
         raise UserError(f"{path} has no rows; run `dvc repro`")
     for (attack, *_), rows in table.groupby(["attack", "eps", "steps"], sort=False):
@@ -140,23 +130,27 @@ def records_of(path: Path) -> pd.DataFrame:
     return table
 
 
-def _checked(table: pd.DataFrame, path: Path, columns: Iterable[str]) -> pd.DataFrame:
-    """The table; UserError where a column is missing or a number is none."""
-    for column in columns:
-        if column not in table:
-            raise UserError(f"{path} has no column {column}; run `dvc repro`")
-        if column in TEXT and table[column].map(pd.api.types.is_list_like).any():
-            raise UserError(f"{path} holds what is no text in column {column}; run `dvc repro`")
-        numeric = column in TEXT or pd.api.types.is_numeric_dtype(table[column])
-        if not numeric or (column in NEEDED and table[column].isna().any()):
-            raise UserError(f"{path} holds what is no number in column {column}; run `dvc repro`")
-    return table
-
-
-def _frame(path: Path) -> pd.DataFrame:
+def _frame(path: Path, *columns: str) -> pd.DataFrame:
     if not path.is_file():
         raise UserError(f"there is no {path}; run `dvc repro`")
     try:
-        return pd.read_parquet(path)
+        table = pd.read_parquet(path)
     except (OSError, ValueError, LookupError, TypeError) as error:  # of its columns and metadata
         raise UserError(f"{path} is damaged ({error}); delete it and run `dvc repro`") from error
+    _check(table, path, *columns)
+    return table
+
+
+def _check(table: pd.DataFrame, path: Path, *columns: str) -> None:
+    for name in columns:
+        fault, cells = "", table.get(name)
+        if cells is None:
+            fault = f"has no column {name}"
+        elif name in TEXT and cells.map(pd.api.types.is_list_like).any():
+            fault = f"holds what is no text in column {name}"
+        elif (name not in TEXT and not pd.api.types.is_numeric_dtype(cells)) or (
+            name in RECORDS and cells.isna().any()
+        ):
+            fault = f"holds what is no number in column {name}"
+        if fault:
+            raise UserError(f"{path} {fault}; run `dvc repro`")

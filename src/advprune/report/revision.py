@@ -7,7 +7,6 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,15 @@ from advprune.core.settings import yaml_of
 from advprune.evaluate.statistics import Rate, rate
 from advprune.evaluate.verdict import RELIABLE
 from advprune.report.formats import kind_of
-from advprune.report.implied import distances
-from advprune.report.results import ATTACK, RESULTS, metrics_of, read_results, results
+from advprune.report.results import (
+    ATTACK,
+    RESULTS,
+    TEXTS,
+    distances,
+    metrics_of,
+    read_results,
+    results,
+)
 from advprune.report.run import NOT_RUN
 
 FOLDERS = ("reports", "metrics")
@@ -95,23 +101,20 @@ def differences(stored: Revision, made: Revision) -> dict[str, list[str]]:
     """The columns in which models that both have differ, by model; numbers by more than other
     processors round them."""
     models = [model for model in made.results if model in stored.results]
-    old, new = (one.table.set_index("model").loc[models] for one in (stored, made))
-    columns = list(dict.fromkeys([*new, *old]))
-    cells = (one.reindex(columns=columns).astype(object).to_numpy() for one in (old, new))
-    found = {
-        model: [name for name, *pair in zip(columns, *rows, strict=True) if not _alike(*pair)]
-        for model, *rows in zip(models, *cells, strict=True)
-    }
+    columns = made.table.columns.union(stored.table.columns, sort=False)
+    old, new = (
+        one.table.set_index("model", drop=False).reindex(index=models, columns=columns)
+        for one in (stored, made)
+    )
+    differ = {}
+    for name in columns:
+        if name in TEXTS:
+            differ[name] = (old[name].fillna("") != new[name].fillna("")).to_numpy()
+        else:
+            one, other = (table[name].to_numpy(float) for table in (old, new))
+            differ[name] = ~np.isclose(one, other, ROUNDING, 2 * ROUNDING, equal_nan=True)
+    found = {m: [n for n, unlike in differ.items() if unlike[k]] for k, m in enumerate(models)}
     return {model: names for model, names in found.items() if names}
-
-
-def _alike(one: Any, other: Any) -> bool:
-    """Whether two cells say the same."""
-    if pd.isna(one) or pd.isna(other):
-        return bool(pd.isna(one) and pd.isna(other))
-    if isinstance(one, str) or isinstance(other, str):
-        return str(one) == str(other)
-    return isclose(one, other, rel_tol=ROUNDING, abs_tol=2 * ROUNDING)
 
 
 def recomputed(params: Params) -> Revision:
@@ -161,8 +164,7 @@ class Tree:
     def paths(self) -> list[str]:
         """`<folder>/<profile>/<file>` of each."""
         if self.commit is None:
-            found = (path for folder in FOLDERS for path in Path(folder).glob("*/*"))
-            return sorted(path.as_posix() for path in found if path.suffix or not path.is_dir())
+            return sorted(path.as_posix() for one in FOLDERS for path in Path(one).glob("*/*.*"))
         listed = git("ls-tree", "-rz", "--name-only", self.commit, *(f"{f}/" for f in FOLDERS))
         return [path for path in listed.split("\0") if path.count("/") == 2]
 
@@ -178,17 +180,10 @@ class Tree:
             return None
         if self.commit is not None:
             return git("show", f"{self.commit}:./{path}")
-        if Path(path).is_symlink() or not Path(path).is_file():  # which could lead anywhere
-            raise UserError(f"{path} is no plain file; run `dvc repro`")
         try:
             return Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot read {path}: {error}") from error
-
-    def is_reported_otherwise(self, params: Params) -> bool:
-        """Whether the settings beside the active profile's report are others than `params`."""
-        text = self.read(place := f"reports/{params.profile}/{FILE}")
-        return text is not None and yaml_of(text, place) != yaml_of(settings_of(params), FILE)
 
     def results(self, profile: str) -> str | None:
         """The text of a profile's results.csv."""
@@ -198,21 +193,21 @@ class Tree:
         """What a profile's results say; None where it has neither results nor metrics. UserError
         where they are damaged, or where metrics say something else."""
         place, folder = f"reports/{profile}/{RESULTS}", f"metrics/{profile}/"
-        found = {Path(path).stem: path for path in self.paths if path.startswith(folder)}
+        metrics = {Path(path).stem: path for path in self.paths if path.startswith(folder)}
         if (text := self.results(profile)) is None:
-            if found:
+            if metrics:
                 raise UserError(f"{self.where}{folder} has no {place}; run `dvc repro`")
             return None
         table = read_results(text, self.where + place)
         rows = metrics_of(table)
-        for model, path in found.items():
+        for model, path in metrics.items():
             try:
                 known = json.loads(self.read(path) or "")
             except (ValueError, RecursionError) as error:
                 raise UserError(f"{self.where}{path} is damaged: {error}") from error
             if known != rows.get(model):
                 raise UserError(f"{self.where}{path} contradicts {place}; run `dvc repro`")
-        return revision_of(table, measured(self.read(f"reports/{profile}/params.yaml"), profile))
+        return revision_of(table, measured(self.read(f"reports/{profile}/{FILE}"), profile))
 
 
 def git(*command: str) -> str:

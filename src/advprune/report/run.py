@@ -27,10 +27,9 @@ Transfers = dict[tuple[str, str], pd.DataFrame]  # (source, attack) -> records o
 class Model:
     """One row of the leaderboard and what was recorded about it.
 
-    parent: the model it was made from, root: the dense network it descends from (its own name for a
-    dense network). do: train, prune or quantize. card: facts of the checkpoint. records: every
-    attack, curve and probe. layers: where the main attack acts. transfers: its answers to images
-    that were crafted on other models, by (source, attack).
+    parent: what it was made from, root: the dense network it descends from (a dense network: its
+    own name). do: train, prune or quantize. card: facts of the checkpoint. records: every attack,
+    curve and probe. layers: where the main attack acts. transfers: answers to others' images.
     """
 
     name: str
@@ -50,7 +49,7 @@ class Model:
 
     @property
     def recipe(self) -> str:
-        """How the dense network was trained: `standard` of `dense-standard`."""
+        """How the dense network was trained."""
         return self.root.removeprefix("dense-")
 
     @property
@@ -64,12 +63,9 @@ class Model:
     @property
     def group(self) -> str:
         """The models that share a figure: `dense`, `standard-pruned`, `standard-binary`, …"""
-        if self.is_dense:
-            return "dense"
-        if self.kind in ("quantized", "binary"):
-            return f"{self.recipe}-{self.kind}"
-        sparse = float(self.card["sparsity"]) >= MOSTLY_ZERO
-        return f"{self.recipe}-{'sparse' if sparse else 'pruned'}"
+        what = "sparse" if float(self.card["sparsity"]) >= MOSTLY_ZERO else "pruned"
+        what = self.kind if self.kind in ("quantized", "binary") else what
+        return "dense" if self.is_dense else f"{self.recipe}-{what}"
 
     @cache  # noqa: B019 (a model lives as long as its run)
     def attack(self, name: str) -> pd.DataFrame:
@@ -84,15 +80,10 @@ class Model:
             return self.attack(attack)
         return self.transfers.get((source, attack), self.records.iloc[:0])
 
-    def first(self, n: int) -> "Model":
-        """The same with what was recorded on the first `n` images alone."""
-        transfers = {source: _first(table, n) for source, table in self.transfers.items()}
-        return replace(self, records=_first(self.records, n), transfers=transfers)
-
 
 class Absent(NamedTuple):
-    """What the settings declare and has not been run, and the stage that makes it. kind: `model`,
-    `study` or `transfer` (to the model `name`; empty: to all)."""
+    """What has not been run, and the stage that makes it. kind: `model`, `study` or `transfer` (to
+    the model `name`; empty: to all)."""
 
     kind: str
     name: str
@@ -104,8 +95,7 @@ class Run:
     """A run of the pipeline: settings, models in the order of the leaderboard, studies by name.
 
     attackers: records of surrogates and substitutes on their own images. source, classes: of the
-    data set. clean_images: uint8 [N, C, H, W], those that are attacked. folder: the root of its
-    files. absent: models and studies that have not been run, and are in neither of the others.
+    data set. clean_images: uint8 `[N, C, H, W]`. folder: the root of its files.
     """
 
     params: Params
@@ -178,7 +168,7 @@ class Run:
 
     def dense_of(self, model: Model) -> Model:
         """The dense network that a model descends from and is compared with."""
-        return self.model(model.root)
+        return self.by_name[model.root]
 
     def descendants(self, root: Model) -> list[Model]:
         """The models that descend from a dense network, without it."""
@@ -190,8 +180,7 @@ class Run:
         found: dict[str, list[Model]] = {}
         for model in self.compressed:
             found.setdefault(model.group, [self.dense_of(model)]).append(model)
-        alone = [dense for dense in self.roots if not self.descendants(dense)]
-        return found | {dense.recipe: [dense] for dense in alone}
+        return found | {one.recipe: [one] for one in self.roots if not self.descendants(one)}
 
     @cached_property
     def places(self) -> dict[str, int]:
@@ -255,10 +244,24 @@ class Run:
     def swept(self) -> "Run":
         """The same on the images that settings of sweeps and compression curves are attacked on."""
         n = self.profile.sweep_images
-        if n is None:
-            return self
-        attackers = {source: _first(table, n) for source, table in self.attackers.items()}
-        return replace(self, models=[m.first(n) for m in self.models], attackers=attackers)
+        return self if n is None else self.first(n)
+
+    def first(self, n: int) -> "Run":
+        """The models and attackers of the run on its first n images; studies as they are."""
+
+        def part(records: pd.DataFrame) -> pd.DataFrame:
+            return records[records["index"] < n]
+
+        models = [
+            replace(
+                model,
+                records=part(model.records),
+                transfers={key: part(table) for key, table in model.transfers.items()},
+            )
+            for model in self.models
+        ]
+        attackers = {source: part(table) for source, table in self.attackers.items()}
+        return replace(self, models=models, attackers=attackers)
 
 
 def in_order(records: pd.DataFrame) -> pd.DataFrame:
@@ -269,7 +272,3 @@ def in_order(records: pd.DataFrame) -> pd.DataFrame:
 def grouped(records: pd.DataFrame, column: str) -> dict[Any, pd.DataFrame]:
     """Records by the values of a column as they appear, each in the order of the images."""
     return {value: in_order(part) for value, part in records.groupby(column, sort=False)}
-
-
-def _first(records: pd.DataFrame, n: int) -> pd.DataFrame:
-    return records[records["index"] < n]

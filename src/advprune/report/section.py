@@ -19,13 +19,15 @@ import pandas as pd
 from advprune.report.chart import Chart
 from advprune.report.run import Model, Run
 
+LONG = 16  # rows from which a table is folded
+
 
 @dataclass(frozen=True, eq=False)
 class Part:
     """A heading, one or two sentences, a table and a chart.
 
     table: raw numbers, rates as fractions; text only for names. `formats` formats a column by its
-    name. folded: shown as a heading until it is opened.
+    name. folded: table and chart are shown once they are asked for.
     """
 
     title: str
@@ -33,6 +35,16 @@ class Part:
     table: pd.DataFrame | None = None
     chart: Chart | None = None
     folded: bool = False
+
+    @property
+    def is_folded(self) -> bool:
+        """Whether table and chart are shown once they are asked for: long tables always are."""
+        return self.folded or (self.table is not None and len(self.table) > LONG)
+
+    @property
+    def inside(self) -> str:
+        """What a folded part holds."""
+        return "The figure" if self.table is None else f"All {len(self.table)} rows"
 
 
 Parts = Iterator[Part]

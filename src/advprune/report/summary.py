@@ -1,9 +1,8 @@
 """The answer in a few sentences, each computed from the run."""
 
 from collections import Counter
-from collections.abc import Mapping
 
-from advprune.evaluate.compare import NOT_SIGNIFICANT, UPPER_BOUND, Compared
+from advprune.evaluate.compare import NOT_SIGNIFICANT
 from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
 from advprune.evaluate.robust import union
 from advprune.evaluate.statistics import median_distance
@@ -41,53 +40,43 @@ def scope(run: Run) -> str:
 def effect(run: Run) -> str:
     """How many compressed models differ from their dense network in distance. Robust accuracy at
     one budget says nothing where both models are at 0 or at 100 %."""
-    tests = {model: against.distance for model, against in against_dense(run).items()}
-    if not tests:
-        return ""
-    larger, smaller, same, bounds = (
-        [model for model, test in tests.items() if test.outcome.partition(" (")[0] == outcome]
-        for outcome in ("higher", "lower", NOT_SIGNIFICANT, UPPER_BOUND)
-    )
-    most = max((tests[model].difference for model in larger), default=0.0)
-    kind = kind_of("median_distance")
-    notes = [f"by at most {kind.text(most)}{kind.unit}"] if kind.text(most) != kind.text(0) else []
-    notes += [
-        f"{model.name} compared with {control}, a control of equal clean accuracy"
-        for model in larger
-        if (control := tests[model].control)
-    ]
-    void = len(tests) - len(larger) - len(smaller) - len(same) - len(bounds)
-    rest = f" ({void} less accurate when clean: not compared)" if void else ""
-    return (
-        "Distance (the smallest change of an image that fools a model) is significantly larger "
-        f"than the dense network's for {_these(run, larger, *notes, of=len(tests))}, smaller for "
-        f"{_these(run, smaller)}, and not significantly different for {len(same) or 'none'}{rest}"
-        f"{_uncounted(run, {model: tests[model] for model in bounds}, 'larger', 'smaller')}."
-    )
+    what = "Distance (the smallest change of an image that fools a model)"
+    return _counted(run, f"{what} is significantly", "distance", "larger", "smaller", ".")
 
 
 def accuracy(run: Run) -> str:
     """How many compressed models differ from their dense network in robust accuracy."""
-    tests = {model: against.robust for model, against in against_dense(run).items()}
-    if not tests:
-        return ""
-    better = [model for model, test in tests.items() if test.better]
-    worse = [model for model, test in tests.items() if test.differs and not test.better]
-    bounds = {one: test for one, test in tests.items() if test.outcome.startswith(UPPER_BOUND)}
-    found = (
-        f"Robust accuracy at eps {budget(run.main_attack.eps)} is significantly higher than the "
-        f"dense network's for {_these(run, better, of=len(tests))}, lower for {_these(run, worse)}"
-        f"{_uncounted(run, bounds, 'higher', 'lower')}"
+    against = against_dense(run).values()
+    floor = [one for one in against if not one.robust.first.hits and not one.robust.second.hits]
+    larger, smaller = (
+        sum(one.distance.differs and one.distance.better is up for one in floor)
+        for up in (True, False)
     )
-    floor = [m for m, test in tests.items() if not test.first.hits and not test.second.hits]
-    if not floor:
-        return f"{found}."
-    far = [against_dense(run)[model].distance for model in floor]
-    larger, smaller = (sum(t.differs and t.better is up for t in far) for up in (True, False))
-    return (
-        f"{found}; both are 0 % for {len(floor)}, of which distances are larger for {larger} and "
-        f"smaller for {smaller}."
+    end = (
+        f"; both are 0 % for {len(floor)}, of which distances are larger for {larger} and smaller "
+        f"for {smaller}."
     )
+    what = f"Robust accuracy at eps {budget(run.main_attack.eps)} is significantly"
+    return _counted(run, what, "robust", "higher", "lower", end if floor else ".")
+
+
+def _counted(run: Run, what: str, test: str, up: str, down: str, end: str) -> str:
+    """For how many compressed models a test of `Against` shows a difference from their dense
+    network, in either direction, and for how many none or nothing; empty without models."""
+    tests = {model: getattr(one, test) for model, one in against_dense(run).items()}
+    above = [model for model, one in tests.items() if one.better]
+    below = [model for model, one in tests.items() if one.differs and not one.better]
+    same = sum(one.outcome.startswith((NOT_SIGNIFICANT, "equivalent")) for one in tests.values())
+    parts = [
+        f"{up} than the dense network's for {len(above) or 'none'} of "
+        f"{counted(len(tests), 'compressed model')}{_named(run, above)}",
+        f"{down} for {len(below) or 'none'}{_named(run, below)}",
+        f"not significantly different for {same or 'none'}",
+    ]
+    if left := len(tests) - len(above) - len(below) - same:
+        why = "the higher one is an upper bound, or the model is less accurate when clean"
+        parts.append(f"undecided for {left} ({why})")
+    return f"{what} {listed(parts)}{end}" if tests else ""
 
 
 def start(run: Run) -> str:
@@ -160,8 +149,8 @@ def trust(run: Run) -> str:
     if not doubts:
         return f"{f'All {total}' if run.compressed else 'The robust accuracy'} passed every check."
     return (
-        f"{len(run.models) - len(doubts)} of {total} passed every check. Robust accuracy and "
-        f"distances of {_named(run, doubts) or counted(len(doubts), 'model')} are upper bounds."
+        f"{len(run.models) - len(doubts)} of {total} passed every check; robust accuracy and "
+        f"distances of the rest are upper bounds{_named(run, doubts)}."
     )
 
 
@@ -172,33 +161,8 @@ def published(run: Run) -> str:
     return f"Published claims: {counts}." if outcomes else ""
 
 
-def _uncounted(run: Run, bounds: Mapping[Model, Compared], higher: str, lower: str) -> str:
-    """The models that differ by an upper bound alone: their own, or that of what they are compared
-    with."""
-    own = [model for model, test in bounds.items() if test.direction > 0]
-    others = [model for model in bounds if model not in own]
-    far = "distances are only upper bounds", "robust accuracy is only an upper bound"
-    whose = f"{'its' if len(own) == 1 else 'their'} {far[higher != 'larger']}"
-    return "".join(
-        f"; {_named(run, models) or counted(len(models), 'model')} also "
-        f"appear{'s' * (len(models) == 1)} {word}, but {why}"
-        for word, models, why in (
-            (higher, own, whose),
-            (lower, others, "compared with an upper bound only"),
-        )
-        if models
-    )
-
-
 def _named(run: Run, models: list[Model]) -> str:
-    """Up to `NAMED` models by name, with their verdict if it is not reliable; of more, nothing."""
-    levels = {model.name: run.verdict(model).level for model in models}
+    """` (A and the suspect B)`; empty of none, and of more than `NAMED`."""
+    levels = {model.name: run.verdict(model).level for model in models[: NAMED + 1]}
     names = [name if at == RELIABLE else f"the {at} {name}" for name, at in levels.items()]
-    return listed(names) if len(models) <= NAMED else ""
-
-
-def _these(run: Run, models: list[Model], *notes: str, of: int = 0) -> str:
-    """`2 of 16 compressed models (A-standard and B-standard; a note)`, or `none`."""
-    total = f" of {counted(of, 'compressed model')}" if of else ""
-    aside = "; ".join(one for one in (_named(run, models), *notes) if one)
-    return f"{len(models) or 'none'}{total}{f' ({aside})' if aside else ''}"
+    return f" ({listed(names)})" if 0 < len(names) <= NAMED else ""

@@ -38,18 +38,20 @@ def rated(column: str, found: Rate | Mean) -> Row:
     The interval of a mean is cut to [0, 1]; where all seeds and images agree it is Wilson's over
     images: none of n is not never.
     """
-    if isinstance(found, Rate):
-        return with_interval(column, found.value, *found.interval)
-    if found.agree:
+    ends: Any = found.interval
+    if isinstance(found, Mean) and found.agree:
         ends = Rate(round(found.value * found.images), found.images).interval
-        return with_interval(column, found.value, *ends)
-    return with_interval(column, found.value, *np.clip(found.interval, 0, 1).tolist())
+    elif isinstance(found, Mean):
+        ends = np.clip(ends, 0, 1).tolist()
+    return with_interval(column, found.value, *ends)
 
 
 def accuracies(tables: Mapping[str, pd.DataFrame]) -> Row:
     """The accuracy of several records as columns `accuracy:<name>` with their intervals."""
-    found = [rated(f"accuracy:{name}", remnant_accuracy(one)) for name, one in tables.items()]
-    return {column: value for columns in found for column, value in columns.items()}
+    row: Row = {}
+    for name, records in tables.items():
+        row |= rated(f"accuracy:{name}", remnant_accuracy(records))
+    return row
 
 
 def qualified(columns: Row, qualifier: str) -> Row:
@@ -68,10 +70,8 @@ def jointly(tests: dict[Key, Some]) -> dict[Key, Some]:
 
 
 def columns(test: Compared, column: str = "difference") -> Row:
-    """A comparison as columns: difference with interval, what could be shown, p, outcome.
-
-    column: the name of the difference where it is one of accuracies.
-    """
+    """A comparison as columns: difference with interval, what could be shown, p, outcome; column:
+    the name of a difference of accuracies."""
     column, detectable = units_of(test, column)
     found = with_interval(column, finite(test.difference), *test.interval)
     return found | {detectable: finite(test.detectable), "p": test.p, "outcome": test.outcome}
@@ -111,16 +111,15 @@ def against_dense(run: Run) -> dict[Model, Against]:
     """Every compressed model against its dense network: one question per dense network (Holm).
 
     A model of significantly lower clean accuracy that beats the dense network is compared with a
-    control instead: a model of equal clean accuracy and of the same dense network. A model's parent
-    and the models that are made from it are no controls. Numbers of models in doubt are upper
-    bounds, on which no outcome rests.
+    control instead: of equal clean accuracy and the same dense network, neither its parent nor made
+    from it. Numbers of models in doubt are upper bounds, on which no outcome rests.
     """
 
     def distances(own: pd.DataFrame, other: pd.DataFrame) -> DistanceComparison:
         return compare_distances(own.distance.to_numpy(), other.distance.to_numpy())
 
     def bounded(test: Some, one: Model, dense: Model) -> Some:
-        other = run.model(test.control) if test.control else dense
+        other = run.by_name.get(test.control, dense)
         return replace(test, bounds=(run.in_doubt(one), run.in_doubt(other)))
 
     found: dict[Model, Against] = {}
@@ -135,10 +134,8 @@ def against_dense(run: Run) -> dict[Model, Against]:
             controls = {m.name: run.robust(m) for m in others}
             rates, far = partial(compared, run, own), partial(distances, own)
             clean.append(rates(base, "clean"))
-            by_rate = with_control(rates(base), own, controls, rates)
-            by_distance = with_control(far(base), own, controls, far)
-            robust.append(bounded(by_rate, one, dense))
-            distance.append(bounded(by_distance, one, dense))
+            robust.append(bounded(with_control(rates(base), own, controls, rates), one, dense))
+            distance.append(bounded(with_control(far(base), own, controls, far), one, dense))
         tests = zip(corrected(clean), corrected(robust), corrected(distance), strict=True)
         found |= {one: Against(*three) for one, three in zip(models, tests, strict=True)}
     return found

@@ -17,7 +17,8 @@ from advprune.core.profile import Profile
 from advprune.core.resume import Parts
 from advprune.core.settings import Settings, parse
 from advprune.data import Split, to_float
-from advprune.evaluate.craft import Work, craft_shown, rows
+from advprune.evaluate.craft import craft, rows
+from advprune.evaluate.records import Work
 from advprune.pruning import check_controls, setting_of
 from advprune.training.inputs import Pair
 
@@ -95,8 +96,7 @@ def study(
     """Register a kind of study.
 
     reads: fields of the profile besides `batch`; a change of any other repeats no such study.
-    refusals: says why the settings of all studies of this kind, by name, could show nothing; if
-    there is a published gain, that is what they have to be able to show.
+    refusals: says why the settings of all studies of this kind, by name, could show nothing.
     """
 
     def register(function: Study) -> Study:
@@ -172,6 +172,6 @@ def attacked(
     tables = []
     for name, setting in attacks.items():
         images, labels = (t[: getattr(setting, "images", None)] for t in test)
-        crafted = craft_shown(f"{what} {name}", model, (images, labels), setting, work)
+        crafted = craft(model, images, labels, setting, work, f"{what} {name}")
         tables.append(rows(model, images, crafted, labels, name, work))
     return pd.concat(tables, ignore_index=True)

@@ -2,8 +2,8 @@
 network: all see the same corrupted images."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import pandas as pd
 import torch
@@ -14,8 +14,7 @@ from advprune.core.params import Params
 from advprune.core.settings import Name, Settings
 from advprune.data import to_float
 from advprune.evaluate.corruptions import KINDS, SEVERITIES, corrupt
-from advprune.evaluate.craft import Work
-from advprune.evaluate.records import answers, table_of
+from advprune.evaluate.records import Work, answers, scored
 from advprune.studies.base import Given, Tables, study
 
 
@@ -58,11 +57,9 @@ def corrupted(
     """Records of uint8 `images` `[N, C, H, W]` under a corruption, with the columns corruption and
     severity. The images follow from pixels and seed, so that models are paired."""
     before, tables = to_float(images), []
-    clean = work.clean or answers("clean", model, before, labels, work.scoring)
+    known = replace(work, clean=answers("clean", model, before, labels, work))
     for severity in SEVERITIES:
         after = to_float(torch.from_numpy(corrupt(images.numpy(), kind, severity, work.seed)))
-        facts: dict[str, Any] = {"index": range(len(labels)), "label": labels.numpy()}
-        facts |= {"corruption": kind, "severity": severity, "seed": work.seed}
-        found = answers("adv", model, after, labels, work.scoring)
-        tables.append(table_of(facts, clean, found, after - before))
+        facts = {"corruption": kind, "severity": severity, "seed": work.seed}
+        tables.append(scored(model, before, after, labels, facts, known))
     return pd.concat(tables, ignore_index=True)

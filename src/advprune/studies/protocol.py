@@ -7,6 +7,7 @@ Dhillon and Carlini, arXiv 2010.00071).
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -24,9 +25,9 @@ from advprune.core.attack_settings import AttackSettings, ProtocolSettings
 from advprune.core.device import device_of, salted
 from advprune.core.params import Params
 from advprune.core.settings import Name, Settings
-from advprune.evaluate.craft import Work, at_budget, craft, rows
+from advprune.evaluate.craft import at_budget, craft, rows
 from advprune.evaluate.protocol import ProtocolModel, pairs
-from advprune.evaluate.records import Scoring, answers
+from advprune.evaluate.records import Work, answers, scored
 from advprune.evaluate.statistics import ALPHA, smallest_difference
 from advprune.models.border import admitted
 from advprune.models.stochastic import is_randomized, undisturbed
@@ -38,10 +39,8 @@ SAP_GAIN = 0.122  # Dhillon et al. (2018), under one gradient step at 1/255
 
 
 class Member(Settings):
-    """A model of the protocol: the given network, with a family applied to it or not.
-
-    adaptive: whether it goes through the profile's `protocol.adaptive` attacks as well.
-    """
+    """A model of the protocol: the given network, with a family applied to it or not. adaptive:
+    whether it goes through the attacks of `protocol.adaptive` as well."""
 
     family: Name | None = None
     setting: Any = None
@@ -122,16 +121,16 @@ def recorded(
             at = x.to(device), y.to(device)
             found = expected_gradient(private, *at, cross_entropy, draws, most=batch)
             gradients.append(found[0].cpu())
-    asked = Scoring(batch, chosen.draws, "probabilities", work.seed)
-    clean, tables = answers("clean", model, images, labels, asked), []
-    facts = {"index": range(len(labels)), "label": labels.numpy(), "attack": "fgsm"}
+    asked = replace(work, draws=chosen.draws, average="probabilities")
+    asked = replace(asked, clean=answers("clean", model, images, labels, asked))
     passes = {side: total / len(labels) for side, total in vars(cost).items()}
+    tables = []
     for eps in chosen.eps:
         adv = project(ascend(images, torch.cat(gradients), eps, "Linf"), images, eps, "Linf")
         pixels = to_pixels(adv, images, eps, "Linf")
-        own = {"eps": eps, "steps": 1, "draws": draws, **passes}
-        attacked = answers("adv", model, pixels / 255, labels, asked)
-        tables.append(pd.DataFrame(facts | own | clean | attacked))
+        facts = {"attack": "fgsm", "eps": eps, "steps": 1, "draws": draws, **passes}
+        table = scored(model, images, pixels / 255, labels, facts, asked)
+        tables.append(table.drop(columns=["linf", "l2"]))
 
     def under(name: str, setting: AttackSettings) -> pd.DataFrame:
         crafted = craft(model, images, labels, setting, work)

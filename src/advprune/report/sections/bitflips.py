@@ -46,16 +46,14 @@ def bitflips(run: Run) -> Parts:
         f"images is at most {percent(run.chance)} %, by progressive bit search on {how.images} "
         f"training images without labels: mean and 95 % interval over {how.seeds} batches, or a "
         "lower bound where a batch did not reach chance. Search “margin” ignores images that are "
-        f"already misclassified, “targeted” aims at class {how.target}. Random flips: accuracy "
-        "after as many flips at random places.",
+        f"already misclassified, “targeted” aims at class {how.target}.",
         table_of(found),
         Chart("bitflip", "line", curves(found), *axes, interval=True, reference=run.chance),
     )
     yield Part(
         "Flips to chance, compared",
-        f"Gehan's exact rank test over batches. {explained('all comparisons')} Networks were "
-        "trained once unless their study sets trainings, and greedy search gives an upper bound: a "
-        "higher count may only mean that the search failed.",
+        f"Gehan's exact rank test over batches. {explained('all comparisons')} A higher count may "
+        "only mean that the greedy search failed.",
         pair_table(flips.pairs_of(found, run.roots[0].name)),
     )
 
@@ -96,7 +94,7 @@ def table_of(found: Sequence[Entry]) -> pd.DataFrame:
             row["at_chance"] = f"{len(reached.uncensored)} of {len(reached.bits)}"
             row["end_accuracy"] = fmean(flips.at_the_end(records, variant))
             if variant == UNTARGETED:
-                _, values = flips.accuracy_after(records, reached.least)
+                values = flips.accuracy_after(records, reached.least)
                 row["accuracy:random flips"] = fmean(values) if values else None
                 row["accuracy:random flips, least"] = min(values, default=None)
                 top = records[(records.variant == UNTARGETED) & (records.flip > 0)]

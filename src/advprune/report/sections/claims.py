@@ -64,13 +64,10 @@ def claims(run: Run) -> Parts:
     yield Part(
         "Published claims",
         f"{counted(len(found), 'claim')}: {', '.join(counts)}. Each compares a model with its "
-        f"control. {explained(f'all {tests} tested claims')} Where no difference is claimed, p is "
-        "that of an equivalence test. Threshold: the smallest difference that supports the "
-        "claim, or the largest that is still equivalent. Refuted: the interval excludes the claim, "
-        "in its regime and with the method's own criteria met. Regime: the least that a run needs "
-        f"to refute the claim, and where this run has less. {reached} of {tests} tests meet it. "
-        "Running a command replaces this report by one whose p-values are corrected for fewer "
-        "claims; git checkout reports metrics brings this one back. Sources: docs/published.md.",
+        f"control. {explained(f'all {tests} tested claims')} Refuted: the interval excludes the "
+        "claim, in its regime (the least that a run needs; "
+        f"{reached} of {tests} tests meet it) and with the method's own criteria met. A command "
+        "replaces this report; git checkout reports metrics brings it back.",
         outcomes(run).drop(columns="id"),
     )
 

@@ -26,13 +26,11 @@ def distances(run: Run) -> Parts:
     if run.compressed:
         yield Part(
             "Against the dense network",
-            "Robust accuracy and distance minus those of the dense network (distance: or of the "
-            "control that the leaderboard names) on the same images "
-            "(McNemar's test; Hodges–Lehmann estimate and Wilcoxon's test). Distance: the smallest "
-            f"change found that fools the model ({measured}). {ZERO} "
-            f"{explained('all models of a dense network')} Area: mean accuracy over all budgets up "
-            "to twice the main attack's. The figures show accuracy over the budget; the band is "
-            "the dense network's 95 % interval.",
+            "Robust accuracy and distance minus those of the dense network, or of the control that "
+            "the leaderboard names, on the same images (McNemar's test; Hodges–Lehmann estimate "
+            f"and Wilcoxon's test; {measured}). {ZERO} "
+            f"{explained('all models of a dense network')} The band of the figures is the dense "
+            "network's 95 % interval.",
             table_of(run),
         )
     for group, models in run.groups.items():

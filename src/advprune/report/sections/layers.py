@@ -22,18 +22,11 @@ def layers(run: Run) -> Parts:
         return
     yield Part(
         "First and last layer",
-        "nn-prune claims that the attack changes many neurons a little behind the input and makes "
-        "abnormally large values before the classifier; both are tested among the published "
-        "claims. Changed: by more than a tenth of the layer's standard deviation. Change ratio: L2 "
-        "norm of the change over that of the maps. Growth: of the largest absolute value and of "
-        "the 99.9th percentile. Noise is random and of the attack's size. Under "
-        f"{run.main_words}, n = {min(run.n, LOOKED_AT)}.",
+        f"Under {run.main_words} and under noise of its size, n = {min(run.n, LOOKED_AT)}. "
+        "Changed: by more than a tenth of the layer's standard deviation. Change ratio: L2 norm of "
+        "the change over that of the maps. Growth: of the largest absolute value and of the 99.9th "
+        "percentile. In the figures, distances are 1-Wasserstein, in clean standard deviations.",
         pd.DataFrame({"model": model.name} | ends(model.layers) for model in known),
-    )
-    yield Part(
-        "Layer by layer",
-        "Relative change: L2 norm of the change over that of the clean maps. Distance: "
-        "1-Wasserstein distance of the distributions of values, in clean standard deviations.",
     )
     for group, models in run.groups.items():
         name, rows = f"layers-{group}", over_depth(models)

@@ -29,8 +29,7 @@ def leaderboard(run: Run) -> Parts:
     table = table.assign(passes=table.forwards + table.gradients)
     compared = (
         " Both are compared with the dense network image by image (McNemar's and Wilcoxon's test, "
-        "Holm's correction), so that even equal medians can differ significantly; differences and "
-        f"p-values are under “Distances”. {ZERO}"
+        f"Holm's correction): differences and p-values are under “Distances”. {ZERO}"
     )
     yield Part(
         "Leaderboard",

@@ -19,25 +19,29 @@ from advprune.report.section import Chart, Model, Part, Parts, Run, section
 from advprune.report.sections.verdict import iterative
 from advprune.report.tables import Row, accuracies, compared, explained, rated, tested
 
-CONTROL = "random"
-GREEDY = ("GAP_global", "GAP_layer")
+CONTROL, GREEDY = "random", ("GAP_global", "GAP_layer")
 AMOUNTS = {"compression", "sparsity", "finetune"}  # keys that do not make a variant
-UNMATCHED = "unmatched"
 
 
 @dataclass(frozen=True, eq=False)
 class Point:
     """A family at one setting, of the leaderboard or of a study, and its records.
 
-    setting: as a mapping, keys without a value left out. white: records under each attack on
-    itself, by name. transferred: records on images of its dense network, by attack.
+    given: as the settings write it; a bare number is a compression. white: records under each
+    attack on itself, by name. transferred: records on images of its dense network, by attack.
     """
 
     family: str
-    setting: dict[str, Any]
+    given: Any
     sparsity: float
     white: dict[str, pd.DataFrame]
     transferred: dict[str, pd.DataFrame]
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """As a mapping, keys without a value left out."""
+        mapping = self.given if isinstance(self.given, dict) else {"compression": self.given}
+        return {key: value for key, value in mapping.items() if value is not None}
 
     @property
     def is_plain(self) -> bool:
@@ -48,9 +52,6 @@ class Point:
     def words(self) -> str:
         """Its setting without the fine-tuning."""
         return number({k: v for k, v in self.setting.items() if k != "finetune"})
-
-
-Points = dict[str, list[Point]]  # by family
 
 
 @section("Compression by masks", order=50)
@@ -85,40 +86,28 @@ def point_of(run: Run, model: Model) -> Point:
     """A model of the leaderboard as a point."""
     white = {name: model.attack(name) for name in run.attacks}
     transferred = {name: model.transferred(name) for name in run.transfer_attacks}
-    setting = _as_mapping(run.params.setting(model.name))
+    setting = run.params.setting(model.name)
     return Point(model.family, setting, model.card["sparsity"], white, transferred)
 
 
-def _as_mapping(setting: Any) -> dict[str, Any]:
-    """A setting as a mapping: a bare number is a compression; keys without a value are left out."""
-    mapping = setting if isinstance(setting, dict) else {"compression": setting}
-    return {key: value for key, value in mapping.items() if value is not None}
-
-
-def by_family(run: Run) -> Points:
-    """All points of each family, on the same images: models of the leaderboard, then settings of
-    compression studies in params order.
-
-    Models count that are made from the network of a study, by a studied family or with fine-tuning.
-    """
-    found: Points = {}
+def by_family(run: Run) -> dict[str, list[Point]]:
+    """All points of each family: models that are made from the network of a study, by a studied
+    family or with fine-tuning, then the settings of compression studies in params order."""
     studies = run.studies_of("compression")
     parents = {study.of for study in studies.values()}
     studied = {family for study in studies.values() for family in study.points}
-    for model in run.compressed:
-        if model.parent in parents and model.do == "prune":
-            point = point_of(run, model)
-            if model.family in studied or "finetune" in point.setting:
-                found.setdefault(model.family, []).append(point)
+    made = [m for m in run.compressed if m.parent in parents and m.do == "prune"]
+    points = [point_of(run, model) for model in made]
+    points = [p for p in points if p.family in studied or "finetune" in p.setting]
     for name, study in studies.items():
         for (family, order), rows in run.studies[name].groupby(["family", "order"], sort=False):
             own = grouped(rows, "attack")
             sent = [attack for attack in own if attack.startswith(FROM_DENSE)]
             there = {attack.removeprefix(FROM_DENSE): own.pop(attack) for attack in sent}
-            setting, sparsity = _as_mapping(study.points[family][order]), rows.sparsity.iloc[0]
-            point = Point(str(family), setting, float(sparsity), own, there)
-            found.setdefault(point.family, []).append(point)
-    return found
+            given, sparsity = study.points[family][order], float(rows.sparsity.iloc[0])
+            points.append(Point(str(family), given, sparsity, own, there))
+    families = dict.fromkeys(point.family for point in points)
+    return {family: [p for p in points if p.family == family] for family in families}
 
 
 def nearest(run: Run, point: Point, controls: list[Point]) -> Point:
@@ -131,20 +120,20 @@ def nearest(run: Run, point: Point, controls: list[Point]) -> Point:
     return min(controls, key=distance)
 
 
-def every(run: Run, found: Points) -> pd.DataFrame:
+def every(run: Run, found: dict[str, list[Point]]) -> pd.DataFrame:
     """One row per point: clean, white-box and transfer accuracy."""
-    rows = []
-    for point in (point for own in found.values() for point in own):
-        white, tuned = point.white[run.main], bool(point.setting.get("finetune"))
-        row: Row = {"family": point.family, "setting": point.words}
-        row |= {"fine_tuned": tuned, "sparsity": point.sparsity}
-        row |= rated("clean_accuracy", clean_accuracy(white)) | accuracies({"white-box": white})
-        there = {f"transfer, {attack}": records for attack, records in point.transferred.items()}
-        rows.append(row | accuracies(there))
-    return pd.DataFrame(rows)
+    return pd.DataFrame(
+        {"family": point.family, "setting": point.words}
+        | {"fine_tuned": bool(point.setting.get("finetune")), "sparsity": point.sparsity}
+        | rated("clean_accuracy", clean_accuracy(point.white[run.main]))
+        | accuracies({"white-box": point.white[run.main]})
+        | accuracies({f"transfer, {name}": table for name, table in point.transferred.items()})
+        for own in found.values()
+        for point in own
+    )
 
 
-def curves(run: Run, found: Points) -> pd.DataFrame:
+def curves(run: Run, found: dict[str, list[Point]]) -> pd.DataFrame:
     """Clean, white-box and transfer accuracy over compression, tuned as the family's first."""
     lines = []
     for family, own in found.items():
@@ -164,11 +153,9 @@ def curves(run: Run, found: Points) -> pd.DataFrame:
     return table.sort_values("compression", kind="stable", ignore_index=True) if lines else table
 
 
-def against_control(run: Run, found: Points) -> pd.DataFrame:
-    """One row per setting of GAP and attack, beside random pruning of nearest clean accuracy.
-
-    Only those of equal clean accuracy are tests of the question.
-    """
+def against_control(run: Run, found: dict[str, list[Point]]) -> pd.DataFrame:
+    """One row per plain setting of GAP and attack, beside random pruning of nearest clean accuracy;
+    only those of equal clean accuracy are tests of the question."""
     rows: list[tuple[Row, Comparison | None]] = []
     found = {key: [p for p in own if len(p.transferred[run.main])] for key, own in found.items()}
     controls = found.get(CONTROL, [])
@@ -185,6 +172,6 @@ def against_control(run: Run, found: Points) -> pd.DataFrame:
             row |= {"clean_accuracy:control": clean.second.value, "attack": attack}
             row |= rated("transfer_accuracy", test.first)
             row |= rated("transfer_accuracy:control", test.second)
-            row |= accuracies({"white-box": white}) | ({} if matched else {"outcome": UNMATCHED})
+            row |= accuracies({"white-box": white}) | ({} if matched else {"outcome": "unmatched"})
             rows.append((row, test if matched else None))
     return pd.DataFrame(tested(rows))

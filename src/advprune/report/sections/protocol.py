@@ -30,13 +30,11 @@ def protocol(run: Run) -> Parts:
     settings, n = run.profile.protocol, found[0].rows["index"].nunique()
     yield Part(
         "Does SAP's published gain survive adaptive attacks?",
-        f"SAP (fraction nearest to 1) against its dense network, on the same {n} images (McNemar). "
-        f"FGSM takes gradients and predictions averaged over {settings.draws} draws; the iterative "
-        f"attack ({counted(settings.iterative.steps, 'step')} of "
-        f"{counted(settings.iterative.draws, 'draw')}) and the adaptive ones are scored by mean "
-        f"logits over {run.params.attack.score_draws} draws. Worst case: per image, over the "
-        "adaptive attacks of one budget. ECE: calibration error under FGSM. "
-        f"{explained('the budgets of an attack')}",
+        f"SAP against its dense network on the same {n} images (McNemar): under FGSM averaged over "
+        f"{settings.draws} draws, the iterative attack "
+        f"({counted(settings.iterative.steps, 'step')} of "
+        f"{counted(settings.iterative.draws, 'draw')}), and per image the worst of the adaptive "
+        f"attacks of a budget. {explained('the budgets of an attack')}",
         gains(run, found),
     )
     yield Part(

@@ -32,23 +32,18 @@ def seeds(run: Run) -> Parts:
         look: Row = {"interval": True, "hover": ("sparsity", "seed_deviation")}
         yield Part(
             f"Accuracy over seeds, on {study.of}",
-            f"An image is robust if it withstands {listed(attacks)} (eps "
-            f"{budget(run.main_attack.eps)}); there is no verdict, but where that of a model of "
-            "the leaderboard of the same family and dense network is in doubt, a point is an upper "
-            f"bound. n = {n} test images, "
-            f"{counted(count, 'seed')}, each with a dense network of its own; intervals cover "
-            "other seeds and other images (two-way random effects). Area is the mean accuracy over "
-            "all budgets up to twice the main attack's; its difference is from the dense "
-            "networks. "
-            f"{explained('all points')}",
+            f"Robust: withstands {listed(attacks)} (eps {budget(run.main_attack.eps)}); n = {n} "
+            f"test images, {counted(count, 'seed')}, each with a dense network of its own. "
+            "Intervals cover other seeds and other images. Upper bound: so is a model of the same "
+            f"family on the leaderboard. {explained('all points')}",
             table_of(run, points),
             Chart(f"sparsity-{name}", "points", over_sparsity(points), *axes, **look),
         )
         yield Part(
             f"Learned masks against their controls, on {study.of}",
-            "At the same sparsity and from the same dense networks, paired by seed and image. "
-            f"{explained('the pairs of a family')} If only the mask was trained, it is compared "
-            "with the whole network, and with the same training without pruning.",
+            "At the same sparsity and from the same dense networks, paired by seed and image; "
+            f"where only the mask was trained, against the whole network as well. "
+            f"{explained('the pairs of a family')}",
             pair_table(run, points),
         )
         yield from iterative(run.studies[name], "point", "seed")
@@ -58,8 +53,8 @@ def seeds(run: Run) -> Parts:
             look = {"x_label": "search steps", "y_label": "squared distance", "reference": 1.0}
             yield Part(
                 f"Search for tickets, on {study.of}",
-                "How far outputs and tangent kernel of a ticket are from those of the dense "
-                "network at initialization: squared distance over squared norm, mean over seeds.",
+                "Outputs and tangent kernel of a ticket from those of the dense network at "
+                "initialization: squared distance over squared norm, mean over seeds.",
                 chart=Chart(f"tickets-{name}", "line", search(history), *axes, **look),
                 folded=True,
             )

@@ -28,9 +28,8 @@ def speed(run: Run) -> Parts:
     yield Part(
         "Speed and size",
         f"Time of a forward pass on {about.processor}{threads}: median and quartiles of "
-        f"{int(found.calls.min())} calls or more, networks taking turns. As PyTorch runs "
-        "checkpoints (zeros of a mask are multiplied, integers are simulated in floating point) "
-        "and onnxruntime runs deployed files.",
+        f"{int(found.calls.min())} calls or more, networks taking turns. PyTorch multiplies the "
+        "zeros of a mask and simulates integers; deployed files run in onnxruntime.",
         found,
     )
     look = ("model", "robust_accuracy", "macs", "file_bytes")

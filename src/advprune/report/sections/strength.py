@@ -21,11 +21,9 @@ def strength(run: Run) -> Parts:
             continue
         yield Part(
             "Beside AutoAttack",
-            "suite: the attacks of the suite alone. everything: all that a row of the leaderboard "
-            "takes, published tables, curves and the verdict's probes as well. AutoAttack: the "
-            f"official one (standard), on the same images (bench/{path.name}). Images are rounded "
-            "to 8 bits and scored on the model itself. Passes: forward and backward, per image; "
-            f"their share is of AutoAttack's. {found['about']}",
+            "suite: its attacks alone; everything: tables, curves and probes as well; AutoAttack: "
+            f"the official one (standard) on the same images (bench/{path.name}). Passes: forward "
+            f"and backward, per image. {found['about']}",
             pd.DataFrame(found["rows"]),
         )
 

@@ -26,10 +26,9 @@ def transfer(run: Run) -> Parts:
     )
     yield Part(
         "Transfer scenarios",
-        f"Accuracy on n = {run.n} images that were crafted on other networks: on compressed ones "
-        f"by {run.main}, on the dense network and an attacker's own by "
-        f"{listed(run.transfer_attacks)} (of an attacker's the more harmful one counts). All "
-        "sources: accuracy if each image may come from any of these networks.",
+        f"Accuracy on n = {run.n} images crafted on compressed networks by {run.main}, on the "
+        f"dense one and an attacker's own by {listed(run.transfer_attacks)} (of an attacker's the "
+        "more harmful counts). All sources: each image may come from any of these.",
         scenarios(run),
     )
 
