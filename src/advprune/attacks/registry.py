@@ -195,44 +195,33 @@ def check_order(name: str, attacks: Mapping[str, Attack], suite: SuiteSettings) 
     found, in a suite that has it."""
     attack, place = attacks[name], f"attacks.{name}"
     after, within = attack.after, attack.within
-    if after is None:
-        if within is not None:
-            raise UserError(f"{place}.within: name the search for distances as well (after)")
+    if after is None and within is None:
         return
-    if after not in attacks:
-        known = ", ".join(attacks)
-        raise UserError(f"{place}.after: {after!r} is not among the attacks ({known})")
-    first, begins = attacks[after], within is not None
+    first = attacks.get(after or "") if after != name else None
     suites = {kind: own for kind in KINDS if name in (own := suite.of(kind))}
-    is_run = not suites or any(after in own for own in suites.values())
+    before = {kind: after in own[: own.index(name)] for kind, own in suites.items()}
+    behind = any(after in own[own.index(name) :] for own in suites.values())
     where = " or ".join(f"suite.{kind}" for kind in suites)
     able = ", ".join(key for key, one in sorted(_REGISTRY.items()) if one.starts)
-    wrong = {
-        "after: this is the attack itself; leave after out": after == name,
-        f"after: {attack.method} finds a distance for every image; leave after out": (
-            method_of(attack).distances
+    begins = method_of(attack).starts and all(before.values()) and "randomized" not in suites
+    begins = begins and first is not None and method_of(first).distances
+    rules = {
+        f"after: name another attack ({', '.join(attacks)}) of the same budget on every image": (
+            first is not None
+            and (first.norm, first.eps) == (attack.norm, attack.eps)
+            and getattr(first, "images", None) is None
         ),
-        f"after: {after} has another budget": (first.norm, first.eps) != (attack.norm, attack.eps),
-        f"after: {after} has only some images; leave after out": (
-            getattr(first, "images", None) is not None
+        "after: searches for distances, table and transfer take every image; leave after out": (
+            name not in suite.kept and not method_of(attack).distances
         ),
-        "after: table and transfer take every image; leave after out": name in suite.kept,
-        f"after: {after} is not run there; add it to {where}": not is_run,
-        "within: what lies within the budget is broken; give more": (
-            within is not None and within <= attack.eps
+        f"after: name {after} before {name} in {where}": (
+            not behind and (any(before.values()) or not suites)
         ),
-        f"within: {after} finds no distances; leave within out": (
-            begins and not method_of(first).distances
-        ),
-        f"within: of method {able} alone; leave within out": (
-            begins and not method_of(attack).starts
+        f"within: of method {able} alone, after a search for distances, with more than the budget, "
+        "in no suite without that search or of random models": (
+            within is None or (begins and within > attack.eps)
         ),
     }
-    for why, holds in wrong.items():
-        if holds:
-            raise UserError(f"{place}.{why}")
-    for kind, own in suites.items():
-        if after in own[own.index(name) :] or (begins and after not in own):
-            raise UserError(f"suite.{kind}: name {after} before {name}")
-        if begins and kind == "randomized":
-            raise UserError(f"suite.{kind}: random models are attacked whole; take {name} out")
+    for rule, holds in rules.items():
+        if not holds:
+            raise UserError(f"{place}.{rule}")
