@@ -59,12 +59,13 @@ def stored_bits_of(model: nn.Module) -> int:
 
 
 def _each_pass(
-    model: nn.Module, kinds: tuple[type, ...], look: Callable[..., None], shape: tuple[int, ...]
+    model: nn.Module,
+    kinds: tuple[type[nn.Module], ...],
+    look: Callable[..., None],
+    shape: tuple[int, ...],
 ) -> None:
     """`look(name, layer, inputs, output)` at every layer of these kinds in the pass of an image."""
-    layers: dict[str, nn.Module] = {
-        name: part for name, part in model.named_modules() if isinstance(part, kinds)
-    }
+    layers = {name: part for name, part in model.named_modules() if isinstance(part, kinds)}
     with torch.no_grad(), watched(layers, look), undisturbed():
         model(torch.zeros(1, *shape, device=device_of(model)))
 
