@@ -6,6 +6,7 @@ harm by chance gains nothing from it.
 """
 
 import math
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,8 @@ no more than that this attack is weak against SAP.
 
 def rewards(records: pd.DataFrame, agent: str, attack: str, budget: float) -> np.ndarray:
     """A point's rewards `[episodes]` in the order of their seeds; at budget 0 nothing attacks."""
+    if attack == WORST:
+        return worst(records, agent, budget)[0]
     known, at = (attack, budget) if budget and agent != "random" else ("none", 0)
     rows = (records.agent == agent) & (records.attack == known) & (records.budget == at)
     return records[rows].sort_values("seed").reward.to_numpy(dtype=float)
@@ -87,36 +90,29 @@ def results(records: pd.DataFrame) -> pd.DataFrame:
     is significantly above that of random play.
     """
     blind, rows = rewards(records, "random", "none", 0), []
-    tests = int(np.sum(records.budget.unique() > 0))
-    for agent, attack in (*CURVES, ("dense", WORST), ("SAP", WORST), ("random", "none")):
-        for budget in sorted(records.budget.unique()):
-            found, chosen = under(records, agent, attack, budget)
-            row: dict[str, Any] = {"agent": agent, "attack": attack, "budget": float(budget)}
-            row |= interval("reward", found) | {"chosen": chosen}
-            row["useful"] = found.mean() > blind.mean() and p_value(found, blind) < 1 - LEVEL
-            if agent == "SAP" and attack in COMPARED:
-                dense, _ = under(records, "dense", attack, budget)
-                row |= relative(found, dense, tests if budget > 0 else 1)
-                row |= {"gain": found.mean() - dense.mean(), "p": p_value(found, dense)}
-            if attack == "PGD":
-                single, _ = under(records, agent, "FGSM", budget)
-                row |= {"gain": found.mean() - single.mean(), "p": p_value(found, single)}
-            rows.append(row)
+    curves = (*CURVES, ("dense", WORST), ("SAP", WORST), ("random", "none"))
+    budgets = sorted(records.budget.unique())
+    for (agent, attack), budget in product(curves, budgets):
+        found = rewards(records, agent, attack, budget)
+        row: dict[str, Any] = {"agent": agent, "attack": attack, "budget": float(budget)}
+        row |= interval("reward", found)
+        row["chosen"] = worst(records, agent, budget)[1] if attack == WORST else attack
+        row["useful"] = found.mean() > blind.mean() and p_value(found, blind) < 1 - LEVEL
+        compared = agent == "SAP" and attack in COMPARED
+        if compared or attack == "PGD":
+            other = rewards(records, *(("dense", attack) if compared else (agent, "FGSM")), budget)
+            row |= {"gain": found.mean() - other.mean(), "p": p_value(found, other)}
+        if compared:
+            row |= relative(found, other, sum(b > 0 for b in budgets) if budget > 0 else 1)
+        rows.append(row)
     table = pd.DataFrame(rows)
-    compared = table[table.p.notna() & (table.budget > 0)]
-    for _, group in compared.groupby(["agent", "attack"], sort=False):
+    tested = table[table.p.notna() & (table.budget > 0)]
+    for _, group in tested.groupby(["agent", "attack"], sort=False):
         for index, p in zip(group.index, holm(group.p.tolist()), strict=True):
             low, high = table.loc[index, ["relative_low", "relative_high"]]
             ends = consistent((low, high), table.relative[index], p)
             table.loc[index, ["p", "relative_low", "relative_high"]] = p, *ends
     return table
-
-
-def under(records: pd.DataFrame, agent: str, attack: str, budget: float) -> tuple[np.ndarray, str]:
-    """Rewards as in `rewards` or, of the worst attack, as in `worst`."""
-    if attack == WORST:
-        return worst(records, agent, budget)
-    return rewards(records, agent, attack, budget), attack
 
 
 def gains(games: dict[str, pd.DataFrame]) -> pd.DataFrame:
@@ -128,13 +124,13 @@ def gains(games: dict[str, pd.DataFrame]) -> pd.DataFrame:
     rows = []
     for game, records in games.items():
         budgets = [float(budget) for budget in sorted(records.budget.unique()) if budget > 0]
-        sure, blind = (rewards(records, *who, 0).mean() for who in (("dense", ""), ("random", "")))
+        sure, blind = (rewards(records, who, "none", 0).mean() for who in ("dense", "random"))
         for attack in COMPARED:
-            found = [
-                under(records, "SAP", attack, at)[0] - under(records, "dense", attack, at)[0]
-                for at in budgets
-            ]
-            each = np.mean(found, 0) / (abs(sure - blind) or np.nan)  # [episodes]
+            sap, dense = (
+                np.mean([rewards(records, who, attack, at) for at in budgets], 0)
+                for who in ("SAP", "dense")
+            )
+            each = (sap - dense) / (abs(sure - blind) or np.nan)  # [episodes]
             row = {"game": game, "attack": attack, "budgets": len(budgets)}
             row |= {"gain": each.mean(), "error": stats.sem(each), "episodes": len(each)}
             rows.append(row)
