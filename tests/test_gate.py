@@ -403,7 +403,7 @@ REFUSED = {
     "--base nowhere": "Needed a single revision",
     "--base=--output=x": "Needed a single revision",
     "--alpha 1": "--alpha lies between 0 and 1 (got 1.0)",
-    "--margin nan": "--margin is a number of points, between 0 and 100 (got nan)",
+    "--margin nan": "--margin lies between 0 and 100 (got nan)",
     "--floor A=30": "--floor: there is no model 'A'; check its name",
     "--floor A=many": "--floor is a percentage, or <model>=<percentage> (got A=many)",
     "--profile cifar10": "no profile 'cifar10'",
