@@ -3,14 +3,12 @@
 import copy
 
 import pytest
+import settings
 from ruamel.yaml import YAML
 from workspace import RAW, ROOT
 
-from advprune.attacks.registry import attacks_of
 from advprune.core import params
 from advprune.core.errors import UserError
-from advprune.pruning import check_settings
-from advprune.studies import check_studies
 
 COMMITTED = [ROOT / "params.yaml", *sorted((ROOT / "params").glob("*.yaml"))]
 EPS = 48 / 255  # of the profile digits
@@ -38,9 +36,7 @@ def loaded(*changes):
 
 def checked(read):
     """The same, with what is typed elsewhere checked as the stage settings does."""
-    attacks_of(read.active())
-    check_settings(read)
-    check_studies(read)
+    settings.check(read)
     return read
 
 

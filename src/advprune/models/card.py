@@ -59,7 +59,10 @@ def stored_bits_of(model: nn.Module) -> int:
 
 
 def _each_pass(
-    model: nn.Module, kinds: tuple[type, ...], look: Callable[..., None], shape: tuple[int, ...]
+    model: nn.Module,
+    kinds: tuple[type[nn.Module], ...],
+    look: Callable[..., None],
+    shape: tuple[int, ...],
 ) -> None:
     """`look(name, layer, inputs, output)` at every layer of these kinds in the pass of an image."""
     parts: dict[str, nn.Module] = dict(model.named_modules())
