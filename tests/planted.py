@@ -1,5 +1,6 @@
 """Planted runs for the tests of the report: records in which every number has a known cause."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from workspace import RAW
 
 from advprune.core.attack_settings import KINDS
 from advprune.core.params import Params
 from advprune.core.settings import parse
+from advprune.data import Split, save_split
 from advprune.report.run import Model, Run
 
 N = 40
@@ -154,6 +157,28 @@ def point(order: int, survivors: Sequence[int] = (4, 20, 4)) -> pd.DataFrame:
     ]
     facts = {"order": order, "value": str(order + 1), "prune_ratio": 0.5, "sparsity": 0.5}
     return pd.concat(tables, ignore_index=True).assign(**facts)
+
+
+def record(run: Run, folder: Path = Path()) -> None:
+    """Write the files of a run as the stages do: models, answers to others' images, test images."""
+    tables = []
+    for one in run.models:
+        place = folder / "runs/digits" / one.name
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "model.json").write_text(json.dumps(one.card))
+        one.records.to_parquet(place / "records.parquet")
+        one.layers.to_parquet(place / "layers.parquet")
+        tables += [
+            table.assign(target=one.name, source=source, attack=attack)
+            for (source, attack), table in one.transfers.items()
+        ]
+    if tables:
+        (folder / "records/digits").mkdir(parents=True, exist_ok=True)
+        pd.concat(tables).to_parquet(folder / "records/digits/transfer.parquet")
+    images, labels = torch.from_numpy(run.clean_images), torch.zeros(N, dtype=torch.int64)
+    (folder / "data/digits").mkdir(parents=True, exist_ok=True)
+    split = Split(images, labels, tuple(run.classes), "planted")
+    save_split(split, folder / "data/digits/test.safetensors")
 
 
 def run_of(

@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from bits import hamming
 from torch import nn
 from workspace import ROOT
 
@@ -17,11 +16,9 @@ from advprune.attacks.rerun import rerun
 from advprune.attacks.stored_bits import store
 from advprune.core.errors import UserError
 from advprune.core.params import load
-from advprune.core.settings import parse
 from advprune.core.train_settings import BinarySettings, GrowthSettings, TrainSettings
 from advprune.data import Split
 from advprune.evaluate.craft import kind_of
-from advprune.evaluate.layers import where
 from advprune.models import binary
 from advprune.models.binary import (
     BinaryConv2d,
@@ -47,7 +44,7 @@ from advprune.training.binary import (
 from advprune.training.growth import Gate, Grown, SuperNet, grow, settled
 from advprune.training.inputs import Inputs
 from advprune.training.networks import train_network
-from conftest import same_weights, same_when_stored, stored
+from conftest import same_when_stored
 
 ROOT2 = 2**0.5
 
@@ -164,7 +161,9 @@ def test_the_gradient_of_a_weight_is_that_of_its_bit_through_the_slope_and_deplo
 
 # --- the deployed form ---------------------------------------------------------------------------
 def test_the_deployed_form_says_what_the_training_form_says(digits, form, frozen):
-    assert torch.equal(frozen(digits[0]), form(digits[0]))
+    images, labels = digits
+    assert torch.equal(frozen(images), form(images)) and kind_of(frozen) == "binary"
+    assert torch.equal(attack_copy(frozen, torch.device("cpu"))(images), frozen(images))
     assert frozen.state_dict().keys() == build(spec()).state_dict().keys()  # nothing else is there
     assert binary.latent_layers(form) and not binary.latent_layers(frozen)
     for layer in binary_layers(frozen).values():
@@ -172,44 +171,27 @@ def test_the_deployed_form_says_what_the_training_form_says(digits, form, frozen
         assert (sizes == sizes[:, :1]).all() and (sizes > 0).all()
     assert [type(site[0]) for site in sites(frozen).values()] == [nn.Hardtanh] * 19
     assert not frozen.conv1.binary_input and frozen.layer1[0].conv1.binary_input
+    adv = pgd(frozen, images, labels, 0.2, 0.05, 5)
+    assert F.cross_entropy(frozen(adv), labels) > F.cross_entropy(frozen(images), labels) + 0.1
 
 
-def test_its_bits_are_the_whole_network(digits, form, frozen):
+def test_its_bits_are_the_whole_network_and_a_flip_changes_the_sign_of_a_weight(
+    digits, form, frozen
+):
+    images, labels = digits[0][:16], digits[1][:16]
     bits, layers = store(frozen, bits=1, scale="channel"), binary_layers(frozen)
-    assert torch.equal(bits.model(digits[0]), frozen(digits[0]))
-    assert bits.layers.keys() == layers.keys()
-    count = sum(layer.weight.numel() for layer in layers.values())
-    assert bits.size == stored_bits_of(frozen) == count
+    assert torch.equal(bits.model(images), frozen(images)) and bits.layers.keys() == layers.keys()
+    assert bits.size == stored_bits_of(frozen) == sum(m.weight.numel() for m in layers.values())
     with pytest.raises(ValueError, match="no convolution or linear layer"):
         store(form, bits=1, scale="channel")
-
-
-def test_a_bit_flip_changes_the_sign_of_a_weight(digits, frozen):
-    images, labels = digits[0][:16], digits[1][:16]
-    bits = store(frozen, bits=1, scale="channel")
     assert rerun(bits.model, {n: bits.weight(n) for n in bits.layers}, images) is not None
     found = bitflip(bits, images, labels, budget=3)
     assert found.table.equals(bitflip(bits, images, labels, budget=3, reuse=False).table)
-    assert hamming(bits, found.stored) == 3
     before, after = (
         torch.cat([layer.weight.flatten() for layer in binary_layers(model).values()])
         for model in (bits.model, found.stored.model)
     )
     assert int((before != after).sum()) == 3 and torch.equal(before.abs(), after.abs())
-
-
-def test_attacks_by_gradient_find_a_way(digits, frozen):
-    private = attack_copy(frozen, torch.device("cpu"))
-    assert torch.equal(private(digits[0]), frozen(digits[0])) and is_binary(private)
-    x = digits[0].clone().requires_grad_(True)
-    F.cross_entropy(frozen(x), digits[1]).backward()
-    assert float((x.grad.flatten(1).abs().amax(1) > 0).float().mean()) > 0.9
-    adv = pgd(frozen, digits[0], digits[1], 0.2, 0.05, 5)
-    before, after = (F.cross_entropy(frozen(images), digits[1]) for images in (digits[0], adv))
-    assert after > before + 0.1
-    assert kind_of(frozen) == "binary"
-    rows = where(frozen, digits[0][:8], adv[:8])
-    assert {"BinaryConv2d", "Site", "BinaryLinear"} <= set(rows.kind)
 
 
 def test_a_binary_network_comes_back_and_its_card_counts_bits(digits, frozen, tmp_path):
@@ -236,29 +218,12 @@ def test_lost_signs_are_refused(digits, frozen, tmp_path):
 
 
 # --- specs and sizes -----------------------------------------------------------------------------
-def test_the_text_of_other_specs_is_as_it_was():
-    plain = spec(binary=False)
-    assert plain.model_dump_json() == (
-        '{"architecture":"resnet20","width":4,"channels":1,"classes":10,"mean":[0.3],'
-        '"std":[0.4],"layers":[],"quantization":null}'
-    )
-    narrow = spec(binary=False, inner=[4] * 9).model_dump_json()
-    assert narrow.endswith('"quantization":null,"inner":[4,4,4,4,4,4,4,4,4]}')
-    theirs = {"architecture": "theirs:net", "width": 0, "options": {"a": [1, "b"]}}
-    text = spec(binary=False, **theirs).model_dump_json()
-    assert '"width"' not in text and text.endswith('"options":{"a":[1,"b"]}}')
-    grown = spec(stages=[5, 7, 9, 3], inner=[30] * 9)
-    assert ModelSpec.model_validate_json(grown.model_dump_json()) == grown
-    assert '"binary":true,"stages":[5,7,9,3]' in grown.model_dump_json()
-
-
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"stages": [4, 4, 8]}, "a stem and 3 stages, not 3"),
         ({"stages": [4, 4, 8, 0]}, "greater than or equal to 1"),
         ({"inner": [5] + [4] * 8}, "from 1 to"),
-        ({"inner": [0] + [4] * 8}, "from 1 to"),
         ({"inner": [4] * 8}, "has 9 blocks, not 8"),
         ({"stages": [4, 4, 8, 16], "inner": [0] + [4] * 8}, "from 1 to"),
     ],
@@ -285,38 +250,30 @@ def test_what_the_channels_are_called():
     assert widest == spec(stages=grown.stages, inner=grown.inner, pool_norm=True)
     wide = binary_spec(plain, widest=widest)
     assert wide == spec(width=wide.width, pool_norm=True) and wide.binary
+    assert ModelSpec.model_validate_json(widest.model_dump_json()) == widest
 
 
 # --- training ------------------------------------------------------------------------------------
-def inputs(digits, val=16, state=None):
+def inputs(digits, val=16):
     """All digits to train on, the first of them again to judge on."""
     images = (digits[0] * 255).round().to(torch.uint8)
     whole = Split(images, digits[1], tuple("0123456789"), "digits")
     few = replace(whole, images=images[:val], labels=digits[1][:val])
-    return Inputs(whole, few, 0, torch.device("cpu"), state)
+    return Inputs(whole, few, 0, torch.device("cpu"))
 
 
-def train(digits, state, epochs=3, method="standard", **changes):
+def train(digits, epochs, method="standard", **changes):
     settings = BinarySettings(epochs=epochs, lr=0.2, t=1.0, method=method, steps=2)
-    optimizer = TrainSettings(batch=16, crop=0)
-    return train_binary(spec(**changes), settings, optimizer, inputs(digits, state=state))
-
-
-def test_a_killed_training_gives_the_same_bits(digits, tmp_path):
-    whole, history = train(digits, None)
-    with stored(kill_after=2):
-        train(digits, tmp_path / "state.pt")
-    again, told = train(digits, tmp_path / "state.pt")
-    assert told == history and same_weights(again, whole)
+    return train_binary(spec(**changes), settings, TrainSettings(batch=16), inputs(digits))
 
 
 def test_a_binary_network_learns_from_attacked_images_too(digits):
-    _, history = train(digits, None, epochs=12)
+    _, history = train(digits, 12)
     assert history[-1]["train_loss"] < 0.9 * history[0]["train_loss"]
-    model, history = train(digits, None, epochs=1, method="pgd")
+    model, history = train(digits, 1, "pgd")
     assert "val_robust_accuracy" in history[0] and is_binary(model)
     with pytest.raises(UserError, match="not that of a binary network"):
-        train(digits, None, binary=False)
+        train(digits, 1, binary=False)
 
 
 # --- Early-Growth ---------------------------------------------------------------------------------
@@ -331,7 +288,6 @@ def gate(logits):
     return made
 
 
-# --- gates ---------------------------------------------------------------------------------------
 def test_gates_start_with_the_base_network_on_and_end_where_logits_are_positive():
     made = Gate(3000, 1000, torch.Generator().manual_seed(0))
     assert made.logits[:1000].eq(1).all() and made.kept.sum() == 1000
@@ -377,7 +333,6 @@ def test_frozen_gates_are_all_on_and_learn_nothing():
         assert bool((made.beta == 1).all()) == (epoch < 3)  # steeper after the first draws alone
 
 
-# --- the wide network ----------------------------------------------------------------------------
 def cut(network):
     """The network of the kept channels, with the weights that the wide one has there."""
     stages, inner = network.channels()
@@ -431,37 +386,23 @@ def test_channels_that_are_off_are_as_good_as_absent(digits):
     assert torch.allclose(network(images), small(images), atol=1e-6)
 
 
-def test_the_base_network_may_lose_channels_too():
-    network = SuperNet(PLAIN, 2, 0)
-    assert network.density()["density"] == 0.5 and network.density()["base_density"] == 1.0
-    assert network.channels() == (PLAIN.streams, PLAIN.blocks)
-    network.gates["layer3_1"].logits.data[:] = -1.0
-    network.gates["layer3_1"].logits.data[20] = 1.0
-    found = network.density()
-    assert found["density_layer3_1"] == round(1 / 32, 4) and found["base_density"] < 1
-    assert network.channels()[1][-2:] == (1, 16)
-
-
 def test_the_gates_noise_comes_from_the_epoch_alone(digits):
-    one, two = (SuperNet(PLAIN, 2, 0).train() for _ in range(2))
-    torch.manual_seed(0)
-    one.begin_epoch(0, SETTINGS)
-    first = one(digits[0][:4])
-    torch.manual_seed(1)
-    two.begin_epoch(0, SETTINGS)
-    assert torch.equal(first, two(digits[0][:4]))
-    two.begin_epoch(1, SETTINGS)
-    steep = torch.cat([two.gates[name].beta for name in two.gates])
-    on = torch.cat([two.gates[name].on for name in two.gates])
-    assert torch.equal(steep, torch.where(on, 1.5, 1.0))
-    assert not torch.equal(first, two(digits[0][:4]))
+    network, found = SuperNet(PLAIN, 2, 0).train(), []
+    for state, epoch in ((0, 0), (1, 0), (1, 1)):
+        torch.manual_seed(state)
+        network.begin_epoch(epoch, SETTINGS)
+        gates = network.gates.values()
+        found.append(network(digits[0][:4]))
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+    on = torch.cat([made.on for made in gates])
+    network.begin_epoch(2, SETTINGS)
+    assert torch.cat([made.beta for made in gates])[on].min() >= 1.5  # steeper where it was on
 
 
 # --- growth --------------------------------------------------------------------------------------
-def run(digits, state=None, **changes):
-    settings = SETTINGS.model_copy(update=changes)
+def run(digits, **changes):
     optimizer = TrainSettings(batch=16, crop=0, label_smoothing=0.1)
-    return grow(PLAIN, settings, optimizer, inputs(digits, state=state))
+    return grow(PLAIN, SETTINGS.model_copy(update=changes), optimizer, inputs(digits))
 
 
 def test_growth_starts_at_the_base_network_and_counts_its_gates(digits):
@@ -469,14 +410,13 @@ def test_growth_starts_at_the_base_network_and_counts_its_gates(digits):
     assert calm.history[0]["density"] == 0.5 and calm.stages == PLAIN.streams
     grown = run(digits)
     assert len(grown.history) == 4 and grown.history[0]["density"] == pytest.approx(0.5, abs=0.1)
-    last = grown.history[-1]
     assert grown.base == (*PLAIN.streams, *PLAIN.blocks)
-    sizes = [2 * n for n in grown.base]
-    assert last["density"] == pytest.approx(sum(grown.stages + grown.inner) / sum(sizes), abs=1e-4)
+    last, counts, sizes = grown.history[-1], grown.stages + grown.inner, [2 * n for n in grown.base]
+    assert last["density"] == pytest.approx(sum(counts) / sum(sizes), abs=1e-4)
     named = [value for name, value in last.items() if name.startswith("density_")]
-    counted = [n / size for n, size in zip(grown.stages + grown.inner, sizes, strict=True)]
+    counted = [n / size for n, size in zip(counts, sizes, strict=True)]
     assert named == pytest.approx(counted, abs=1e-4)
-    assert ModelSpec(**(PLAIN.model_dump() | grown.model_dump(include={"stages", "inner"})))
+    assert binary_spec(PLAIN, grown).stages == grown.stages
     assert Grown.model_validate_json(grown.model_dump_json()) == grown
 
 
@@ -485,35 +425,22 @@ def test_a_result_that_is_not_larger_is_refused(digits, monkeypatch):
     monkeypatch.setattr("advprune.training.networks.grow", lambda *_: base)
     with pytest.raises(UserError, match=r"ended with (\d+) .* not more than the \1 it"):
         train_network(load(ROOT / "params.yaml"), "RA_BNN-standard", inputs(digits))
-    with pytest.raises(UserError, match="gate_lr"):
-        parse(GrowthSettings, {"gate_lr": 40.0}, "growth")
 
 
 def test_growth_ends_when_it_has_settled(digits):
-    assert len(run(digits, epochs=9, tolerance=1.0, patience=2).history) == 3
-    brief = run(digits, epochs=9, tolerance=1.0, patience=1)
-    assert len(brief.history) == 3  # not while rates rise
+    for patience in (1, 2):  # not while rates rise, in the first three of nine epochs
+        assert len(run(digits, epochs=9, tolerance=1.0, patience=patience).history) == 3
     rows = [{"density": value} for value in (0.3, 0.5, 0.504, 0.5)]
     assert settled(rows, 0.005, 2) and not settled(rows, 0.005, 3)
     assert not settled(rows, 0.004, 1) and not settled(rows[:2], 0.5, 2)
 
 
-def test_a_killed_growth_ends_with_the_same_channels(digits, tmp_path):
-    whole = run(digits)
-    with stored(kill_after=2):
-        run(digits, tmp_path / "state.pt")
-    with stored() as rest:
-        assert run(digits, tmp_path / "state.pt") == whole and len(rest) == 2
-
-
 def test_cross_entropy_alone_is_minimized_and_gates_do_not_decay(digits):
-    network = SuperNet(PLAIN, 2, 0)
-    images = (digits[0] * 255).round().to(torch.uint8)
+    network = SuperNet(PLAIN, 2, 0).train()
     network.begin_epoch(0, SETTINGS)
-    network.train()
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
-        logits = network(images[order] / 255)
+        logits = network(inputs(digits).train.images[order] / 255)
         expected = float(F.cross_entropy(logits, digits[1][order]))
     optimizer = TrainSettings(batch=64, weight_decay=0.5, label_smoothing=0.3)
     settings = SETTINGS.model_copy(update={"epochs": 1, "gate_lr": 1e-9})

@@ -92,10 +92,12 @@ def test_what_is_removed_stays_zero_through_training_and_in_the_file(
 
 
 @pytest.mark.parametrize("name", sorted({*TRAINED, *DRAWN} - {"AWT"}))  # that: test_tickets.py
-def test_a_family_follows_its_seed(small, data, name):
-    setting = (TRAINED | DRAWN)[name]
-    one, again, other = (prune(name, small, setting, data, s).model for s in (1, 1, 2))
-    assert same_weights(one, again) and not same_weights(one, other)
+def test_a_family_follows_its_seed_alone(small, data, name):
+    found = []
+    for state, seed in enumerate((1, 1, 2)):
+        torch.manual_seed(state)
+        found.append(prune(name, small, (TRAINED | DRAWN)[name], data, seed).model)
+    assert same_weights(*found[:2]) and not same_weights(*found[1:])
 
 
 @pytest.mark.parametrize("compression", [1, 5])
@@ -119,30 +121,20 @@ def test_images_are_needed(small, name, setting):
     ("name", "setting", "words"),
     [
         ("E", -1, "threshold.*greater than or equal to 0.*-1"),
-        ("S", 0, "sigmas.*greater than 0"),
         ("S", {"sigmas": 3, "gate": "maybe"}, "gate.*maybe"),
         ("R", float("nan"), "radius"),
         ("ESR", 3, "mapping"),
         ("Q", 3, "no family 'Q'; known: AWT, E, ESR, GAP"),
-        ("clamp", 0, "sigmas.*greater than 0"),
         ("round", -1, "decimals.*-1"),
-        ("SAP", 0, "fraction"),
         ("SAP", {"fraction": 1, "where": "weight"}, "where"),
         ("dropout", 1.0, "rate"),
-        ("RNA", -1, "sigma"),
         ("random", {}, "either compression or sparsity"),
         ("random", {"compression": 2, "sparsity": 0.5}, "either compression or sparsity"),
-        ("random", 0.5, "compression.*greater than or equal to 1.*0.5"),
         ("random", {"compression": 2, "finetune": {"epochs": 0}}, r"finetune\.epochs"),
-        ("GAP_global", {"compression": 2, "steps": -1}, "steps.*-1"),
         ("filters", 1.0, "fraction.*less than 1"),
-        ("filters", {"fraction": 0.5, "small": "maybe"}, "small"),
-        ("LWM", 1.0, "sparsity.*less than 1"),
         ("LWM", {"sparsity": 0.5, "scores": {}}, "scores"),
-        ("HYDRA", -0.1, "sparsity.*greater than or equal to 0"),
         ("HYDRA", {"sparsity": 0.5, "scores": {"method": "fgsm"}}, r"scores\.method.*fgsm"),
         ("AWT", {"sparsity": 0.5, "search": {"projections": 0}}, r"search\.projections"),
-        ("AWT", {"sparsity": 0.5, "train": {"epochs": 0}}, r"train\.epochs"),
     ],
 )
 def test_wrong_settings_are_refused(small, name, setting, words):
@@ -174,22 +166,16 @@ def test_s_is_gated_by_the_normality_test_as_the_published_code_does():
         assert torch.equal(clamp_sigmas(w, 0.1, "non_normal", w), w)
 
 
-def test_r_is_uniform_within_its_radius():
-    w = torch.zeros(20000)
-    noise = add_noise(w, 0.3, torch.Generator().manual_seed(0))
-    assert noise.abs().max() <= 0.3
-    assert abs(float(noise.mean())) < 0.01
+def test_r_is_uniform_within_its_radius_on_every_parameter_and_no_running_statistic(network):
+    noise = add_noise(torch.zeros(20000), 0.3, torch.Generator().manual_seed(0))
+    assert noise.abs().max() <= 0.3 and abs(float(noise.mean())) < 0.01
     assert abs(float(noise.std()) - 0.3 / math.sqrt(3)) < 0.005
-
-
-def test_every_weight_and_bias_is_touched_and_no_running_statistic(network):
     pruned = prune("R", network, 0.05, seed=3)
     before, after = network.state_dict(), pruned.model.state_dict()
     parameters = dict(network.named_parameters())
-    assert "bn1.weight" in parameters and "bn1.bias" in parameters and "linear.bias" in parameters
+    assert {"bn1.weight", "bn1.bias", "linear.bias"} <= parameters.keys() and pruned.ratio == 1.0
     for name in before:
         assert torch.equal(before[name], after[name]) == (name not in parameters)
-    assert pruned.ratio == 1.0
 
 
 def test_e_ratio_and_sparsity_are_exact(network):

@@ -173,7 +173,7 @@ def test_bytes_of_checkpoints(network, tmp_path):
 def test_odd_state_dicts(network, tmp_path):
     header = b'{"a":{"dtype":"F32","shape":[0,4294967296,4294967296],"data_offsets":[0,0]}}'
     (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-    with pytest.raises(UserError, match="a has the shape"):
+    with pytest.raises(UserError, match=r"a \(.*\) is no plain tensor"):
         opened(tmp_path / "a.safetensors")
     state, loop = stored(network), {"epoch": 1}
     loop["state_dict"] = loop
@@ -183,15 +183,13 @@ def test_odd_state_dicts(network, tmp_path):
         return state | {"conv1.weight": tensor}
 
     taken = {
+        "complex": first(conv.to(torch.complex64)),
         "deep": {"state_dict": {"model": {"net": {"weights": {"state_dict": state}}}}},
         "encoder": {"encoder": state, "optimizer": {"state": {}, "param_groups": []}},
     }
-    either = {
-        "sparse": first(conv.to_sparse()),
-        "complex": first(conv.to(torch.complex64)),
-        "stride 0": first(torch.zeros(()).expand(2, 1, 3, 3)),
-    }
     refused = {
+        "sparse": first(conv.to_sparse()),
+        "stride 0": first(torch.zeros(()).expand(2, 1, 3, 3)),
         "self-referential": loop,
         "huge stride 0": first(torch.zeros(()).expand(10**6, 10**5, 3, 3)),
         "meta": first(torch.empty(2, 1, 3, 3, device="meta")),
@@ -204,7 +202,7 @@ def test_odd_state_dicts(network, tmp_path):
         "scalars": state | {"epoch": 3},
         "optimizer": torch.optim.Adam(network.parameters()).state_dict(),
     }
-    for name, content in (taken | either | refused).items():
+    for name, content in (taken | refused).items():
         torch.save(content, tmp_path / "theirs.pt")
         try:
             opened(tmp_path / "theirs.pt")

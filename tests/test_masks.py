@@ -21,7 +21,7 @@ from advprune.pruning.gap import GAP, published_gradients
 from advprune.pruning.hydra import Scored, attach_scores, scaled
 from advprune.pruning.masks import layers, prunable, select
 from advprune.training.standard import Trainer, augment
-from conftest import make_network, same_weights, stored
+from conftest import make_network, same_weights
 
 
 def tiny():
@@ -100,22 +100,16 @@ def test_magnitude_families_remove_the_smallest_magnitudes(scope, sparsity):
         assert torch.equal(parameter, torch.where(gone, 0.0, dense))
 
 
-def test_the_classifier_and_batch_norm_are_left_alone():
-    assert list(prunable(tiny())) == ["0.weight", "0.bias", "2.weight", "4.weight", "4.bias"]
-    pruned = prune("random", tiny(), {"sparsity": 0.9})
-    kept = ("1.weight", "1.bias", "5.weight", "5.bias")
-    assert set(pruned.changed) == {*prunable(tiny()), *kept}
-    assert not any(pruned.changed[name].any() for name in kept)
-
-
-def test_random_masks_are_of_the_generators_scores(network):
-    one = entries(prune("random", network, 4, seed=1).changed)
-    generator = torch.Generator().manual_seed(salted(1, "prune", "random"))
+def test_the_classifier_and_batch_norm_are_left_alone_and_random_scores_come_from_the_seed():
+    model, generator = tiny(), torch.Generator().manual_seed(salted(1, "prune", "random"))
+    assert list(prunable(model)) == ["0.weight", "0.bias", "2.weight", "4.weight", "4.bias"]
+    pruned = prune("random", model, {"sparsity": 0.9}, seed=1)
+    assert set(pruned.changed) == {name for name, _ in model.named_parameters()}
     drawn = {
         name: torch.rand(p.shape, generator=generator, dtype=torch.float64)
-        for name, p in prunable(network).items()
+        for name, p in prunable(model).items()
     }
-    assert one == ranked(drawn, len(one), "smallest")
+    assert entries(pruned.changed) == ranked(drawn, round(0.9 * 84), "smallest")
 
 
 def test_the_highest_compression_is_named_and_can_be_reached(network):
@@ -141,6 +135,7 @@ def test_scores_that_are_no_numbers_are_refused(network, value):
 # --- GAP and pruning by clean gradients -----------------------------------------------------------
 TRAIN = TrainSettings(batch=16, eps=48 / 255, flip=True, crop=1)
 SETTING = {"compression": 4, "steps": 3}
+BUDGET = TRAIN.eps, crossing(3) * TRAIN.eps, 3
 
 
 @pytest.fixture
@@ -177,14 +172,8 @@ def per_image(model, images, labels):
     return total
 
 
-def attacked(model, data, steps, family="GAP_global"):
-    """The PGD images of a family's score at seed 0."""
-    budget = TRAIN.eps, crossing(steps) * TRAIN.eps, steps
-    return pgd(model, data.images, data.labels, *budget, generator=generator(family))
-
-
 def is_removed(pruned, expected):
-    """Whether these masks, and no others, were applied (test_masks.py tests `select`)."""
+    """Whether these masks, and no others, were applied."""
     return all(
         torch.equal(mask, expected.get(name, torch.zeros_like(mask)))
         for name, mask in pruned.changed.items()
@@ -201,44 +190,42 @@ def test_the_clean_score_is_mean_gradient_times_weight(precise, data):
 
 
 @pytest.mark.parametrize(
-    ("score", "remove"),
-    [(None, "largest"), ("signed", "smallest"), ("absolute", "smallest"), ("product", "largest")],
+    ("scope", "score", "remove"),
+    [
+        ("global", None, "largest"),
+        ("global", "absolute", "smallest"),
+        ("global", "product", "largest"),
+        ("layer", None, "largest"),
+        ("layer", "signed", "smallest"),
+    ],
 )
-def test_gap_global_ranks_the_gradients_at_pgd_images(precise, data, score, remove):
-    gradients = per_image(precise, attacked(precise, data, 3), data.labels)
+def test_gap_ranks_the_gradients_at_pgd_images(precise, data, scope, score, remove):
+    family = f"GAP_{scope}"
+    images = pgd(precise, data.images, data.labels, *BUDGET, generator=generator(family))
+    gradients = per_image(precise, images, data.labels)
     expected = {
-        None: gradients,
         "signed": gradients,
         "absolute": {n: g.abs() for n, g in gradients.items()},
         "product": {n: precise.get_parameter(n) * g for n, g in gradients.items()},
-    }[score]
-    pruned = prune("GAP_global", precise, SETTING | {"score": score, "remove": remove}, data)
+    }[score or {"global": "signed", "layer": "absolute"}[scope]]
+    pruned = prune(family, precise, SETTING | {"score": score, "remove": remove}, data)
     count = sum(int(mask.sum()) for mask in pruned.changed.values())
-    assert is_removed(pruned, select(expected, count, "global", remove))
+    assert is_removed(pruned, select(expected, count, scope, remove))
 
 
-@pytest.mark.parametrize("score", [None, "signed"])
-def test_gap_layer_ranks_each_tensor(precise, data, score):
-    gradients = per_image(precise, attacked(precise, data, 3, "GAP_layer"), data.labels)
-    pruned = prune("GAP_layer", precise, SETTING | {"score": score}, data)
-    count = sum(int(mask.sum()) for mask in pruned.changed.values())
-    scores = gradients if score else {n: g.abs() for n, g in gradients.items()}
-    assert is_removed(pruned, select(scores, count, "layer", "largest"))
-
-
-def replay(model, data, steps, seeded):
+def replay(model, data, seeded):
     """The published loop in its own terms: normalized images, `.grad` that nobody clears."""
     mean, std, model.normalize = model.normalize.mean, model.normalize.std, nn.Identity()
     model.train()
-    step = crossing(steps) * TRAIN.eps
+    eps, step, steps = BUDGET
     for rows in torch.randperm(len(data.images), generator=seeded).split(TRAIN.batch):
         x = (augment(data.images[rows], TRAIN.flip, TRAIN.crop, seeded) - mean) / std
-        eta = (torch.rand(x.shape, generator=seeded).double() * 2 - 1) * TRAIN.eps
+        eta = (torch.rand(x.shape, generator=seeded).double() * 2 - 1) * eps
         predicted = model(x).argmax(1)
         for _ in range(steps):
             leaf = (x + eta).detach().requires_grad_()
             F.cross_entropy(model(leaf), predicted).backward()
-            eta = (leaf.detach() + step * leaf.grad.sign() - x).clamp(-TRAIN.eps, TRAIN.eps)
+            eta = (leaf.detach() + step * leaf.grad.sign() - x).clamp(-eps, eps)
         F.cross_entropy(model(x + eta), data.labels[rows]).backward()
     return {n: p.grad for n, p in model.named_parameters() if is_prunable(n)}
 
@@ -246,7 +233,7 @@ def replay(model, data, steps, seeded):
 def test_published_is_the_published_loop(precise, data):
     model, theirs = copy.deepcopy(precise), copy.deepcopy(precise)
     found = published_gradients(model, replace(data, generator=generator()), GAP(**SETTING))
-    expected = replay(theirs, data, 3, generator())
+    expected = replay(theirs, data, generator())
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
         largest = float(gradient.abs().max())
@@ -261,18 +248,15 @@ def test_published_is_the_published_loop(precise, data):
     assert not is_removed(clean, pruned.changed)
 
 
-def test_nothing_is_attacked_where_the_compression_is_out_of_reach(network, digits, monkeypatch):
-    monkeypatch.setattr("advprune.pruning.gap.pgd", lambda *_, **__: pytest.fail("attacked"))
-    with pytest.raises(UserError, match="can reach"):
-        prune("GAP_global", network, 1000, digits)
-
-
-def test_published_needs_two_images(network, digits):
+def test_what_cannot_be_is_refused_before_anything_is_attacked(network, digits, monkeypatch):
     published = SETTING | {"published": True}
     with pytest.raises(UserError, match="at least two images"):
         prune("GAP_global", network, published, Data(digits[0][:1], digits[1][:1], TRAIN))
     seventeen = Data(digits[0][:17], digits[1][:17], TRAIN)  # a batch, and one image that is left
     prune("GAP_global", network, published, seventeen)
+    monkeypatch.setattr("advprune.pruning.gap.pgd", lambda *_, **__: pytest.fail("attacked"))
+    with pytest.raises(UserError, match="can reach"):
+        prune("GAP_global", network, 1000, digits)
 
 
 # --- HYDRA and LWM --------------------------------------------------------------------------------
@@ -369,18 +353,14 @@ def test_without_epochs_the_mask_is_that_of_least_magnitude(small):
     least = prune("LWM", small, 0.999)
     assert not any(gone.all() for gone in least.changed.values())  # no layer loses all
     assert pruned.notes["moved"] == 0 and pruned.notes["scores"] == []
-    for name, mask in least.changed.items():
-        assert torch.equal(pruned.changed[name], mask)
-        assert torch.equal(pruned.model.get_parameter(name), least.model.get_parameter(name))
+    assert same_weights(pruned.model, least.model) and is_removed(pruned, least.changed)
 
 
 def test_masks_are_exact_after_every_batch_of_both_phases(small, digits, monkeypatch):
-    seen = []
-
-    original = Trainer.__init__
+    seen, original = [], Trainer.__init__
 
     def look(model):
-        zeros = {n: (m.weight == 0).detach() for n, m in layers(model).items()}
+        zeros = {f"{n}.weight": (m.weight == 0).detach() for n, m in layers(model).items()}
         seen.append((parametrize.is_parametrized(model.conv1), zeros))
         for name, layer in layers(model).items() if seen[-1][0] else []:
             (mask,) = layer.parametrizations.weight
@@ -389,22 +369,16 @@ def test_masks_are_exact_after_every_batch_of_both_phases(small, digits, monkeyp
             assert gone == sorted_out(mask.scores.detach(), 0.8), name
 
     def init(trainer, *args, after_step, **known):
-        def after(model):
-            after_step(model)
-            look(model)
-
-        original(trainer, *args, after_step=after, **known)
+        original(trainer, *args, after_step=lambda m: (after_step(m), look(m)), **known)
 
     monkeypatch.setattr(Trainer, "__init__", init)
     pruned = prune("HYDRA", small, BOTH, Data(*digits, ROBUST))
     batches = len(digits[0]) // ROBUST.batch
     assert [phase for phase, _ in seen] == [True] * batches + [False] * batches
-    for _, zeros in seen:
+    for is_scores, zeros in seen:
         for name, zero in zeros.items():
             assert int(zero.sum()) == int(0.8 * zero.numel()), name
-    for name, zero in seen[-1][1].items():
-        assert torch.equal(zero, pruned.changed[f"{name}.weight"])
-        assert all(torch.equal(zero, later[name]) for phase, later in seen if not phase)
+            assert is_scores or torch.equal(zero, pruned.changed[name])
 
 
 def test_fine_tuning_starts_from_the_pretrained_weights(small, digits):
@@ -414,38 +388,3 @@ def test_fine_tuning_starts_from_the_pretrained_weights(small, digits):
         after, kept = pruned.model.get_parameter(name), ~pruned.changed[name]
         assert before.ndim < 2 or torch.allclose(after[kept], before[kept], atol=1e-6)
     assert list(pruned.model.state_dict()) == list(small.state_dict())
-
-
-@pytest.mark.parametrize("epoch", [1, 3])
-def test_a_killed_run_goes_on(small, digits, tmp_path, epoch):
-    """Two epochs each: killed after the given one in all, and run again."""
-    setting = BOTH | {key: BRIEF | {"epochs": 2} for key in ("scores", "finetune")}
-    whole = prune("HYDRA", small, setting, Data(*digits, ROBUST)).model
-    data = Data(*digits, ROBUST, tmp_path / "a" / "training.pt")
-    with stored(kill_after=epoch) as first:
-        prune("HYDRA", small, setting, data)
-    with stored() as rest:
-        resumed = prune("HYDRA", small, setting, data)
-    assert same_weights(resumed.model, whole)
-    places = [tmp_path / "a" / "scores-training.pt", tmp_path / "a" / "training.pt"]
-    assert first + rest == [places[0]] * 2 + [places[1]] * 2  # four epochs in both runs together
-    assert [len(resumed.notes[key]) for key in ("scores", "finetune")] == [2, 2]
-
-
-def test_the_weight_of_trades_reaches_the_training(small, digits):
-    data, found = Data(*digits, ROBUST), []
-    for beta in (0.0, 20.0):
-        how = {"method": "trades", "epochs": 1, "lr": 0.1, "steps": 1, "beta": beta}
-        pruned = prune("LWM", small, {"sparsity": 0.5, "finetune": how}, data)
-        found.append(pruned.notes["finetune"][0]["train_loss"])
-    assert found[0] != found[1]
-
-
-def test_masks_of_a_parent_that_draws_come_from_the_seed(network, digits):
-    """Whatever the global random state was."""
-    found = []
-    for state in (1, 2):
-        parent = prune("SAP", copy.deepcopy(network), 1.0).model
-        torch.manual_seed(state)
-        found.append(prune("GAP_layer", parent, {"compression": 2}, digits, seed=3).model)
-    assert same_weights(*found)

@@ -330,7 +330,7 @@ def test_layers_stand_behind_activations_and_figures_show_what_begins_with_the_b
     limits = clamped.get_submodule("network.2.1")
     assert seen[0].min() == limits.low and seen[0].max() == limits.high
     x = pictures()
-    found = where(network("theirs:Attention"), x, x.flip(3))
+    found = where(network("theirs:Attention"), x, x.flip(3), x.flip(2))
     assert found.layer.tolist() == ["normalize", "network.patches", "network.act", "network.last"]
     assert (found.mean_difference > 0).all()
 

@@ -50,9 +50,8 @@ def test_nes_fools_where_there_is_no_gradient_and_does_not_depend_on_the_batch(n
     pair = images, model(images).argmax(1)
     blind = pgd(model, *pair, 0.05, 0.01, 10, random_start=False)
     assert (model(blind).argmax(1) == pair[1]).all()
-    sizes = {"step": 0.0125, "sigma": 0.02, "steps": 10, "samples": 16}
-    sizes["method"] = "nes"
-    whole, parts = (attacked(model, pair, Context(seed=4, batch=b), **sizes) for b in (16, 5))
+    how = {"method": "nes", "step": 0.0125, "sigma": 0.02, "steps": 10, "samples": 16}
+    whole, parts = (attacked(model, pair, Context(seed=4, batch=b), **how) for b in (16, 5))
     assert (model(whole).argmax(1) == pair[1]).float().mean() < 0.7
     assert ((whole - parts).abs() > 1e-5).float().mean() < 0.05
     assert (whole - images).abs().max() <= 0.05 + 1e-6
@@ -146,10 +145,10 @@ def test_no_image_costs_more_answers_than_it_may_and_the_size_of_a_batch_changes
 def test_what_is_wrong_already_and_what_nothing_fools():
     (model, images), never = two_sides(), Linear(torch.zeros(2, 36).double())
     s = HopSkipJumpSettings(method="hopskipjump", eps=0.1, queries=400)
-    with torch.no_grad():
-        wrong = 1 - model(images).argmax(1)
+    wrong = 1 - model(images).detach().argmax(1)
     for network, labels, far in ((model, wrong, 0.0), (never, torch.zeros(12).long(), torch.inf)):
-        adv, distances = hopskipjump(network, images, labels, s)
+        with torch.no_grad():
+            adv, distances = hopskipjump(network, images, labels, s)
         assert (distances == far).all() and torch.equal(adv, images)
 
 
@@ -157,16 +156,11 @@ def test_what_is_wrong_already_and_what_nothing_fools():
 def test_nes_looks_as_far_as_sigma_in_the_norm_of_the_budget(norm, sigma):
     images, labels = torch.full((2, 3, 16, 16), 128 / 255), torch.zeros(2, dtype=torch.int64)
     setting = {"method": "nes", "norm": norm, "eps": 1.0, "step": 0.0, "sigma": sigma, "steps": 1}
-    seen = []
-    never = nn.Sequential(nn.Flatten(), nn.Linear(768, 2))
+    never, seen = nn.Sequential(nn.Flatten(), nn.Linear(768, 2)), []
     never[1].weight.data.fill_(1 / 768)
     never[1].bias.data = torch.tensor([10.0, 0.0])  # cannot be fooled
-    craft(
-        Around(never, images=lambda x: seen.append(x.detach()) or x),
-        images,
-        labels,
-        typed("it", OtherAttack.model_validate(setting)),
-    )
+    watched = Around(never, images=lambda x: seen.append(x.detach()) or x)
+    craft(watched, images, labels, typed("it", OtherAttack.model_validate(setting)))
     changes = (torch.cat(seen) - 128 / 255).flatten(1)
     changes = changes[changes.std(1) > 1e-3]  # those that are no given image
     assert len(changes) == 2 * 2 * 32

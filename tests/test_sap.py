@@ -88,8 +88,7 @@ def test_held_constant_the_gradient_is_the_mask_and_straight_through_it_is_one()
     mask = frozen("constant")(h) / h
     assert torch.allclose(gradient_of(frozen("constant"), h), mask)
     assert (mask == 0).any() and (mask > 1).any()
-    h = torch.rand(4, 12) + 0.1
-    assert torch.equal(gradient_of(frozen("identity"), h), torch.ones(4, 12))
+    assert torch.equal(gradient_of(frozen("identity"), h), torch.ones(5, 12))
     assert torch.allclose(frozen("identity")(h), frozen("constant")(h))
 
 
@@ -99,10 +98,8 @@ def test_through_the_scale_the_gradient_is_the_numerical_one(form):
     layer, step = frozen("scale", form), 1e-6
     found = gradient_of(layer, h)
     for j in range(12):  # the same draws in every call: only the scale moves
-        up, down = h.clone(), h.clone()
-        up[0, j] += step
-        down[0, j] -= step
-        numerical = (layer(up) - layer(down)).sum() / (2 * step)
+        change = step * (torch.arange(12) == j)
+        numerical = (layer(h + change) - layer(h - change)).sum() / (2 * step)
         assert float(found[0, j]) == pytest.approx(float(numerical), rel=1e-4, abs=1e-6)
 
 
@@ -132,29 +129,16 @@ def test_the_variant_on_convolutions_sees_their_output(network, digits):
     model.conv1.on_output.register_forward_hook(lambda m, inputs, out: seen.append(inputs[0]))
     model(digits[0][:4])
     assert torch.allclose(seen[0], network.conv1(network.normalize(digits[0][:4])), atol=1e-6)
-    assert (seen[0] < 0).any()
-    assert len(stochastic_layers(model)) == len(places(network, "conv"))
+    assert (seen[0] < 0).any() and len(stochastic_layers(model)) == len(places(network, "conv"))
 
 
 def test_frozen_draws_are_the_same_in_every_pass(network, digits):
-    model = frozen_copy(prune("SAP", network, 1.0).model, seed=1)
+    model, other = (frozen_copy(prune("SAP", network, 1.0).model, seed=seed) for seed in (1, 2))
     with torch.no_grad():
         whole = model(digits[0])
         assert torch.equal(model(digits[0]), whole)
         assert torch.allclose(model(digits[0][7:9]), whole[7:9], rtol=1e-3, atol=1e-4)
-        other = frozen_copy(prune("SAP", network, 1.0).model, seed=2)(digits[0])
-    assert not torch.allclose(other, whole)
-
-
-def test_noise_of_a_family_is_not_that_of_the_initialization(network):
-    """Equal seeds must not give equal streams: noise would be correlated with the weights."""
-    noisy = prune("R", network, 0.5, seed=0).model
-    stream = torch.Generator().manual_seed(0)
-    for (_, w), (_, n) in zip(network.named_parameters(), noisy.named_parameters(), strict=True):
-        raw = torch.rand(w.shape, generator=stream) * 2 - 1
-        if w.numel() > 500:
-            both = torch.stack([(n - w).detach().flatten(), raw.flatten()])
-            assert abs(float(torch.corrcoef(both)[0, 1])) < 0.2
+        assert not torch.allclose(other(digits[0]), whole)
 
 
 # --- under attack --------------------------------------------------------------------------------
@@ -175,27 +159,24 @@ def test_attacks_on_random_models_are_repeatable(network, digits):
     model = prune("SAP", network, 1.0).model
     torch.manual_seed(11)
     before = torch.random.get_rng_state()
-    how = {"draws": 2, "backward": "identity"}
     found = [
-        attacks.pgd(model, *digits, 0.1, 0.05, 3, generator=generator, **how)
-        for generator in (torch.Generator().manual_seed(seed) for seed in (1, 1, 2))
+        attacks.pgd(model, *digits, 0.1, 0.05, 3, generator=g, draws=2, backward="identity")
+        for g in (torch.Generator().manual_seed(seed) for seed in (1, 1, 2))
     ]
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
     assert torch.equal(torch.random.get_rng_state(), before)
     assert {layer.backward for layer in stochastic_layers(model)} == {"constant"}
 
 
-def test_the_cost_of_an_attack_is_counted(network, digits):
-    images, labels = digits[0][:10], digits[1][:10]
-    for model, draws in ((network, 1), (prune("SAP", network, 1.0).model, 3)):
+def test_the_cost_of_an_attack_is_counted_and_no_sample_of_a_random_model_is_dropped(
+    network, digits
+):
+    """The engine refuses to drop one; a profile's attack, which all kinds share, leaves it out."""
+    pair, model = (digits[0][:10], digits[1][:10]), prune("SAP", network, 1.0).model
+    for target, draws in ((network, 1), (model, 3)):
         cost = Cost()
-        attacks.pgd(model, images, labels, 0.1, 0.05, 4, draws=3, keep="best", cost=cost)
+        attacks.pgd(target, *pair, 0.1, 0.05, 4, draws=3, keep="best", cost=cost)
         assert (cost.gradients, cost.forwards) == (10 * 4 * draws, 10 * 5 * draws)
-
-
-def test_no_sample_of_a_random_model_is_dropped(network, digits):
-    """The engine refuses to; a profile's attack, which all kinds of models share, leaves it out."""
-    model = prune("SAP", network, 1.0).model
     with pytest.raises(ValueError, match="drop decides a sample by one misclassification"):
         attacks.pgd(model, *digits, 0.1, 0.05, 4, drop=True)
     setting = AttackSettings(eps=0.1, step=0.05, steps=4, draws=2, keep="best", drop=True)

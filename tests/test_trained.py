@@ -116,33 +116,33 @@ def test_weights_are_told_by_their_file():
 def test_what_the_command_line_says_goes_first(pictures, tmp_path):
     export(tmp_path / "hub")
     file = tmp_path / "hub" / "model.safetensors"
-    known = Network(mean="0.1,0.2,0.3", std="0.5", resize=36, crop=32)
-    place = Pictures(known, Images(data=pictures))
-    spec = spec_of(place.network(file, known))
+
+    def read(path=file, **given):
+        place = Pictures(Network(**given), Images(data=pictures))
+        return place.network(path, Network(**given)), place
+
+    model, _ = read(mean="0.1,0.2,0.3", std="0.5", resize=36, crop=32)
+    spec = spec_of(model)
     assert (spec.mean, spec.std) == ((0.1, 0.2, 0.3), (0.5, 0.5, 0.5))
     assert spec.fit and (spec.fit.resize, spec.fit.interpolation) == (36, "bicubic")
-    plain = Network(normalize=False)
-    assert spec_of(Pictures(plain, Images(data=pictures)).network(file, plain)).mean == (0.0,) * 3
-    save_model(place.network(file, known), tmp_path / "ours.safetensors")
-    other = Network(mean="0", std="1")
-    place = Pictures(other, Images(data=pictures))
-    spec = spec_of(place.network(tmp_path / "ours.safetensors", other))
+    assert spec_of(read(normalize=False)[0]).mean == (0.0,) * 3
+    save_model(model, tmp_path / "ours.safetensors")
+    spec = spec_of(read(tmp_path / "ours.safetensors", mean="0", std="1")[0])
     assert spec.mean == (0.0,) * 3 and spec.fit and spec.fit.resize == 36
     torch.save(make_network(X).state_dict(), tmp_path / "plain.pt")  # nothing says its sizes
-    place = Pictures(sized := Network(resize=36, crop=32), Images(data=pictures))
-    spec = spec_of(place.network(tmp_path / "plain.pt", sized))
-    assert spec.mean == (0.0,) * 3 and place.split("test").shape == (3, 32, 32)
+    model, place = read(tmp_path / "plain.pt", resize=36, crop=32)
+    assert spec_of(model).mean == (0.0,) * 3 and place.split("test").shape == (3, 32, 32)
     with pytest.raises(UserError, match="take pictures of other sizes; give --resize and --crop"):
-        place.network(tmp_path / "hub" / "model.safetensors")
+        place.network(file)
     for wrong, words in (
-        (Network(mean="0.5"), "give --mean and --std together"),
-        (Network(mean="a", std="1"), "--mean: write numbers"),
-        (Network(mean="0.1,0.2", std="1"), "--mean: 2 numbers for 3 channels"),
-        (Network(mean="0", std="0"), "std: a standard deviation is above 0"),
-        (Network(options="[1]"), "--options: write a mapping"),
+        ({"mean": "0.5"}, "give --mean and --std together"),
+        ({"mean": "a", "std": "1"}, "--mean: write numbers"),
+        ({"mean": "0.1,0.2", "std": "1"}, "--mean: 2 numbers for 3 channels"),
+        ({"mean": "0", "std": "0"}, "std: a standard deviation is above 0"),
+        ({"options": "[1]"}, "--options: write a mapping"),
     ):
         with pytest.raises(UserError, match=words):
-            Pictures(wrong, Images(data=pictures)).network(file, wrong)
+            read(**wrong)
     assert for_channels("--mean", (0.25, 0.5, 0.75), 1) == (0.5,)  # of grey images
 
 
@@ -158,27 +158,27 @@ def test_weights_of_a_profile_are_normalized_as_they_were_trained():
 
 
 # --- the Hugging Face Hub ------------------------------------------------------------------------
-def without_connection(monkeypatch, cache):
-    """Only what lies in `cache` is found."""
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The only place where files of the Hub are found: `someone/tiny`, a ViT."""
     pytest.importorskip("huggingface_hub")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-
-
-def test_a_checkpoint_of_the_hub(tmp_path, run, monkeypatch):
-    cache = tmp_path / "cache"
-    without_connection(monkeypatch, cache)
-    for reference in ("hf:someone/tiny", "hf:someone/tiny@v2/weights.bin"):
-        status, said, err = run("audit", reference)
-        assert status == 2 and err.count("\n") == 1
-        assert f"{reference}: the Hub cannot be reached, and the file was not downloaded" in err
-    repository = cache / "models--someone--tiny"
+    repository = tmp_path / "cache" / "models--someone--tiny"
     export(repository / "snapshots" / ("0" * 40))
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0" * 40)
+    return repository / "snapshots" / ("0" * 40)
+
+
+def test_a_checkpoint_of_the_hub(hub, run):
     status, said, err = run("audit", "hf://someone/tiny")
     assert status == 0 and f"{VIT}, 3 channels, 10 classes (given)" in said
     assert downloaded("hf:someone/tiny/config.json").name == "config.json"
+    for reference in ("hf:someone/other", "hf:someone/tiny@v2/weights.bin"):
+        status, said, err = run("audit", reference)
+        assert status == 2 and err.count("\n") == 1
+        assert f"{reference}: the Hub cannot be reached, and the file was not downloaded" in err
     with pytest.raises(UserError, match="write hf:owner/name"):
         downloaded("hf:tiny")
 
@@ -228,27 +228,16 @@ GUIDE = (ROOT / "docs" / "own-model.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^advprune (?!.*theirs|.*runs/)(.+)$", GUIDE, re.MULTILINE)
 
 
-@pytest.fixture
-def followed(tmp_path, pictures, monkeypatch):
-    """The folder in which the guide's commands are run."""
+def test_the_commands_of_the_guide(hub, tmp_path, pictures, run, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    export(tmp_path / "vit")
+    shutil.copytree(hub, tmp_path / "vit")
     network = make_foreign("torchvision/mobilenet_v2", X).get_submodule("network")
     torch.save(network.state_dict(), tmp_path / "mobilenet.pt")
     for folder in pictures.iterdir():
         for number in range(4):
-            image = Image.fromarray((X[number % 8].permute(1, 2, 0) * 255).byte().numpy())
+            image = Image.fromarray((X[number].permute(1, 2, 0) * 255).byte().numpy())
             image.resize((40, 50)).save(folder / f"{number}.png")
         (folder / "a.png").unlink(missing_ok=True)
-    return tmp_path
-
-
-def test_the_commands_of_the_guide(followed, run, monkeypatch):
-    without_connection(monkeypatch, followed)
-    repository = followed / "models--someone--tiny"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text("0" * 40)
-    shutil.copytree(followed / "vit", repository / "snapshots" / ("0" * 40))
     seen = []
 
     def only_answers(subjects, split, *_):  # attacks would take long
@@ -261,7 +250,7 @@ def test_the_commands_of_the_guide(followed, run, monkeypatch):
     for command in COMMANDS:
         status, said, err = run(*shlex.split(command))
         assert status == 0, err
-    assert said.endswith("sound\n") and (followed / "small.json").is_file()
+    assert said.endswith("sound\n") and (tmp_path / "small.json").is_file()
     (alone,), (dense, again), (by_name,), (told,) = (logits for logits, _ in seen)
     assert torch.equal(alone, dense) and torch.equal(alone, again)
     assert [shape for _, shape in seen] == [(3, 32, 32)] * 2 + [(3, 224, 224), (3, 32, 32)]
@@ -329,7 +318,7 @@ def preact(f, x, norm):
     return f.linear(h.mean((2, 3)), "linear", 10)
 
 
-def vgg(f, x, hidden, bias, pwoa=False):
+def vgg(f, x, hidden, bias=True, pwoa=False):
     index, widths = 0, ((4, 4), (8, 8), (16,) * 3, (32,) * 3, (32,) * 3)
     for stage, outs in enumerate(widths):
         for place, out in enumerate(outs):
@@ -350,15 +339,13 @@ def vgg(f, x, hidden, bias, pwoa=False):
 PREACT, VGG = "cifar/preact_resnet18", "cifar/vgg16"
 KINDS = {
     "RobustBench's WRN": (wide, "cifar/wide_resnet", {"depth": 16, "widen": 2}),
-    "RobustBench's PreAct": (partial(preact, norm=False), PREACT, {"width": 8, "norm": False}),
-    "FlyingBird's ResNet18": (partial(preact, norm=True), PREACT, {"width": 8, "norm": True}),
+    **{
+        name: (partial(preact, norm=norm), PREACT, {"width": 8, "norm": norm})
+        for name, norm in (("RobustBench's PreAct", False), ("FlyingBird's ResNet18", True))
+    },
     "FlyingBird's VGG16": (partial(vgg, hidden=0, bias=True), VGG, {"hidden": 0, "bias": True}),
     "HYDRA's VGG16": (partial(vgg, hidden=6, bias=False), VGG, {"hidden": 6, "bias": False}),
-    "PwoA's VGG16": (
-        partial(vgg, hidden=6, bias=True, pwoa=True),
-        VGG,
-        {"hidden": 6, "bias": True},
-    ),
+    "PwoA's VGG16": (partial(vgg, hidden=6, pwoa=True), VGG, {"hidden": 6, "bias": True}),
 }
 
 
@@ -394,19 +381,16 @@ def test_the_network_of_a_file(tmp_path, ten_pictures, kind):
     same_when_stored(small.model, images, tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "count"),
-    [
+def test_published_numbers_of_parameters():
+    sizes = {"channels": 3, "classes": 10, "mean": (0.0,) * 3, "std": (1.0,) * 3}
+    for name, options, count in (
         ("wide_resnet", {}, 36_479_194),
         ("preact_resnet18", {"norm": False}, 11_171_146),
         ("vgg16", {}, 14_728_266),
-    ],
-)
-def test_published_numbers_of_parameters(name, options, count):
-    sizes = {"channels": 3, "classes": 10, "mean": (0.0,) * 3, "std": (1.0,) * 3}
-    with torch.device("meta"):
-        model = build(ModelSpec(architecture=f"cifar/{name}", options=options, **sizes))
-    assert sum(p.numel() for p in model.parameters()) == count
+    ):
+        with torch.device("meta"):
+            model = build(ModelSpec(architecture=f"cifar/{name}", options=options, **sizes))
+        assert sum(p.numel() for p in model.parameters()) == count
 
 
 def test_what_a_file_holds_besides(tmp_path, ten_pictures, run):

@@ -26,12 +26,11 @@ def prepare(
 ) -> dict[str, Split]:
     """Read the source of `settings` into {"train", "val", "test"}.
 
-    Parts that the source does not have are taken from train, stratified, test before val;
-    fractions are of what train holds then. `size` (pixels) resizes the pictures of an image folder.
-    The limits cut train (without val) and test down to stratified subsets. A source that lies
-    sorted by class, as image folders are read, is put into the order of `interleaved`, because some
-    studies take the first n images. `cache` is where an official CIFAR-10 is downloaded or
-    unpacked. Raises UserError on unusable input.
+    Parts that the source does not have are taken from train, stratified, test before val; fractions
+    are of what train holds then. `size` (pixels) resizes the pictures of an image folder. The
+    limits cut train (without val) and test down to stratified subsets. What lies sorted by class is
+    put into the order of `interleaved`, because some studies take the first n images. cache: where
+    an official CIFAR-10 is downloaded or unpacked. UserError on unusable input.
     """
     source, root, size = settings.source, settings.place, settings.size
     if size is not None and size != SIZES.get(source, size):

@@ -1,8 +1,8 @@
 """Two models, or two attacks, on the same images: paired, never by overlapping intervals.
 
-All comparisons that answer one question are corrected together by `corrected`. A model whose clean
-accuracy is significantly below the other's is never called higher: that may be what it always
-answers. It is compared with a control of equal clean accuracy where there is one (`with_control`).
+Comparisons that answer one question are corrected together (`corrected`). A model whose clean
+accuracy is significantly below the other's is never called higher, as that may be what it always
+answers: it is compared with a control of equal clean accuracy instead (`with_control`).
 """
 
 from abc import ABC, abstractmethod
@@ -39,11 +39,9 @@ class Compared(ABC):
     """What every comparison has, whatever is compared.
 
     p: that there is no difference; direction: positive where the first is higher. p_equivalent:
-    that the difference is `margin` or more (1 where nobody asks). tests: how many comparisons these
-    hold for together. void: why the first is not called higher; at chance, nothing is concluded.
-    control: the model that took the second's place. bounds: whether the first and the second are
-    upper bounds only, as robust accuracy and distances of a model in doubt are.
-    A kind of comparison says what its `difference` is, and of which `ends` its interval is.
+    that the difference is `margin` or more. tests: how many comparisons these hold for together.
+    void: why the first is not called higher; at chance, nothing is concluded. control: the model
+    that took the second's place. bounds: whether the first and the second are upper bounds only.
     """
 
     p: float
@@ -72,8 +70,7 @@ class Compared(ABC):
 
     @property
     def detectable(self) -> float:
-        """The smallest difference that is shown in 80 % of all cases, infinite if there is none: by
-        the interval's width, unless a kind of comparison knows better."""
+        """The smallest difference that is shown in 80 % of all cases, by the interval's width."""
         low, high = self.ends
         return (high - low) / 2 * (1 + NORMAL.inv_cdf(POWER) / self.critical)
 
@@ -154,12 +151,18 @@ def compare(
     for column, what in (("index", "images"), ("label", "labels")):
         if not np.array_equal(first[column], second[column]):
             raise ValueError(f"compare: the records are not of the same {what}")
-    void = ""
-    if side == "adv":
-        clean = compare_hits(right(first, "clean"), right(second, "clean"))
-        lower = clean.p < ALPHA and clean.direction < 0
-        void = AT_CHANCE if at_chance(first) else LOWER_CLEAN if lower else ""
-    return replace(compare_hits(right(first, side), right(second, side), margin), void=void)
+    found = compare_hits(right(first, side), right(second, side), margin)
+    if side == "clean":
+        return found
+    clean = compare_hits(right(first, "clean"), right(second, "clean"))
+    return replace(found, void=void_by(clean, at_chance(first)))
+
+
+def void_by(clean: Compared, guesses: bool = False) -> str:
+    """Why a first model is not called higher, by its clean accuracy compared with the second's:
+    what an attack spares of it may only be what it always answers."""
+    lower = clean.p < ALPHA and clean.direction < 0
+    return AT_CHANCE if guesses else LOWER_CLEAN if lower else ""
 
 
 def compare_hits(first: np.ndarray, second: np.ndarray, margin: float = MARGIN) -> Comparison:
@@ -192,11 +195,8 @@ def with_control(
     controls: Mapping[str, pd.DataFrame],
     again: Callable[[pd.DataFrame], Some],
 ) -> Some:
-    """A comparison of `first` that is void for its lower clean accuracy, with a control instead.
-
-    The control is the one of nearest clean accuracy among those whose clean accuracy does not
-    differ significantly; `again` compares with it. Without one, and of other tests: the test.
-    """
+    """A comparison of `first`; where it is void for its lower clean accuracy, `again` with the
+    control of nearest clean accuracy among those whose clean accuracy does not differ."""
     if test.void != LOWER_CLEAN or test.p >= ALPHA or test.direction <= 0:
         return test
     clean = {name: compare(first, other, "clean") for name, other in controls.items()}
@@ -217,10 +217,7 @@ def corrected(tests: Sequence[Some]) -> list[Some]:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: p-values that hold for all tests of the list together.
-
-    Holm, A simple sequentially rejective multiple test procedure (Scand. J. Statist., 1979).
-    """
+    """p-values that hold for all tests of the list together, by Holm's step-down correction."""
     p, order = np.asarray(p_values, dtype=float), np.argsort(p_values)
     steps = np.minimum(1.0, np.arange(len(p), 0, -1) * p[order])
     return [float(one) for one in np.maximum.accumulate(steps)[np.argsort(order)]]

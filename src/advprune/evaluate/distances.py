@@ -1,8 +1,4 @@
-"""Two models' distances on the same images: how much farther one must be pushed, and its test.
-
-A distance is the smallest perturbation found that fools an image: 0 where the clean image is
-misclassified, infinite where none was found.
-"""
+"""Two models' distances (`robust.union`) on the same images, compared."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,8 +6,8 @@ from math import inf
 
 import numpy as np
 
-from advprune.evaluate.compare import LOWER_CLEAN, Compared, compare_hits
-from advprune.evaluate.statistics import ALPHA, median_distance
+from advprune.evaluate.compare import Compared, compare_hits, void_by
+from advprune.evaluate.statistics import median_distance
 
 HALVINGS = 60  # of the range of differences: to the last digits
 
@@ -22,7 +18,7 @@ class DistanceComparison(Compared):
 
     first, second: the median and its 95 % bootstrap interval. changes: the differences image by
     image, `[n]`, 0 where neither distance is finite. p: of Wilcoxon's signed-rank test, zeros by
-    Pratt's rule (they are ranked, and then left out).
+    Pratt's rule.
     """
 
     first: tuple[float, float, float]
@@ -31,8 +27,7 @@ class DistanceComparison(Compared):
 
     @cached_property
     def difference(self) -> float:
-        """By how much the first is farther away, an image like the others (Hodges and Lehmann):
-        the shift that takes the sum of signed ranks to 0, which is what the test is about."""
+        """The shift that takes the sum of signed ranks to 0 (Hodges and Lehmann)."""
         return self._shift(0.0)
 
     @cached_property
@@ -69,16 +64,11 @@ def _statistic(changes: np.ndarray) -> float:
 
 def compare_distances(first: np.ndarray, second: np.ndarray) -> DistanceComparison:
     """Compare distances `[n]` of two models on the same images, in the same order; n >= 1.
-
-    A first model that misclassifies significantly more clean images (their distance is 0) is never
-    called higher: what an attack spares of it may only be what it always answers. ValueError where
-    the numbers of images differ.
-    """
+    ValueError where the numbers of images differ."""
     from scipy.stats import wilcoxon
 
     own, other = (np.asarray(one, dtype=float) for one in (first, second))
-    clean = compare_hits(own > 0, other > 0)
-    void = LOWER_CLEAN if clean.p < ALPHA and clean.direction < 0 else ""
+    void = void_by(compare_hits(own > 0, other > 0))
     with np.errstate(invalid="ignore"):
         changes = np.where(np.isinf(own) & np.isinf(other), 0.0, own - other)
     p = float(wilcoxon(changes, zero_method="pratt").pvalue) if changes.any() else 1.0

@@ -1,8 +1,7 @@
 """Means over seeds and images, with an interval that covers both, and their comparison.
 
-Each of S networks, trained alike but for the seed, is right or wrong on the same n images: `v[s,
-i]` is a crossed table with two random effects, as in studies of several readers on the same cases
-(Gallas, One-shot estimate of MRMC variance, 2006).
+S networks, trained alike but for the seed, on the same n images: a crossed table `[S, n]` of two
+random effects (Gallas, One-shot estimate of MRMC variance, 2006).
 """
 
 from dataclasses import dataclass, field, replace
@@ -22,11 +21,10 @@ NO_SPREAD = 1e-12  # a standard error that is rounding alone
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over seeds and images, with its 95 % interval.
+    """A mean over seeds and images.
 
-    deviation: standard deviation of the seeds' own means, None for a single seed. error: standard
-    error of the mean, infinite for a single value. freedom: degrees of freedom of its t
-    distribution.
+    deviation: standard deviation of the seeds' means, None for a single seed. error: standard error
+    of the mean, infinite for a single value. freedom: degrees of freedom of its t distribution.
     """
 
     value: float
@@ -38,7 +36,7 @@ class Mean:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """`value -+ t error`."""
+        """95 %: `value -+ t error`."""
         return self.interval_at(ALPHA)
 
     def interval_at(self, alpha: float) -> tuple[float, float]:
@@ -53,8 +51,7 @@ class Mean:
 
     @property
     def p(self) -> float:
-        """Two-sided p-value of the hypothesis that the mean is 0: by t, and by the sign test where
-        all values are the same."""
+        """Two-sided, that the mean is 0: by t, by the sign test where all values are the same."""
         if self.agree:
             return 0.5 ** (max(self.seeds, self.images) - 1) if self.value else 1.0
         return 2 * float(stdtr(self.freedom, -abs(self.value) / self.error))
@@ -77,8 +74,7 @@ class MeanComparison(Compared):
 
     @property
     def ends(self) -> tuple[float, float]:
-        """By t, with the degrees of freedom of the mean; where all networks are right on the same
-        images, Tango's score interval of none lost and none gained."""
+        """By t; Tango's score interval where no network gains or loses an image."""
         if self.rates and self.mean.agree and not self.mean.value:
             return difference_interval(0, 0, self.mean.images, self.alpha)
         low, high = self.mean.interval_at(self.alpha)
@@ -86,8 +82,7 @@ class MeanComparison(Compared):
 
     @property
     def detectable(self) -> float:
-        """At this standard error, or the one that such a difference has over images alone; infinite
-        where no rates differ by as much."""
+        """At this standard error, or the one that such a difference has over images alone."""
         known = self.mean
         seen = _steps(known.freedom, self.alpha) * known.error
         if self.rates and known.images > 1:  # else of networks: their spread is all there is
@@ -141,13 +136,11 @@ def compare_calibration(first: pd.DataFrame, second: pd.DataFrame, margin: float
 
 
 def mean(values: np.ndarray) -> Mean:
-    """The mean of a table `[S, n]`: rows are seeds, columns images; of differences, where paired.
+    """The mean of a table `[S, n]` of seeds and images; of differences, where paired.
 
-    Two-way random effects without repetition: with the mean squares of seeds (a), images (b) and
-    their interaction (c), `(a + b - c) / (S n)` estimates Var(mean) without bias; c is not taken
-    off, which is on the safe side. Degrees of freedom by Satterthwaite, `(a + b)^2 / (a^2 / (S - 1)
-    + b^2 / (n - 1))`. A single seed leaves the images, a single image the seeds, and a single value
-    any mean.
+    Two-way random effects: with the mean squares of seeds (a), images (b) and their interaction
+    (c), `(a + b - c) / (S n)` estimates Var(mean) without bias; c is not taken off, which is on the
+    safe side. Degrees of freedom by Satterthwaite: `(a + b)^2 / (a^2 / (S - 1) + b^2 / (n - 1))`.
     """
     table = np.asarray(values, dtype=float)
     seeds, images = table.shape

@@ -51,11 +51,8 @@ class Suite:
         return Work(*how, parent=self.parent)
 
     def attack(self, name: str, model: nn.Module) -> tuple[pd.DataFrame, dict[str, Tensor]]:
-        """The suite of the model's kind, the extra attacks, the probes and both curves.
-
-        Returns the records of all of them, and the uint8 images of the attacks of the table and of
-        the transfer attacks.
-        """
+        """The records of the suite of the model's kind, of the probes and of both curves; and the
+        uint8 images of the attacks of the table and of the transfer attacks."""
         model = admitted("suite", model, self.images)
         main = self.profile.table()[self.choice.main]
         attacks = self._attacks(model)
@@ -134,8 +131,7 @@ class Suite:
 
         An attack that comes `after` another works on the images which that one did not break (after
         a search for distances: on those `within` a distance, from the images that it found), and
-        has its images of the others. A random model is attacked as a whole: an image that it got
-        wrong once may be right in the next draws.
+        has its images of the others. A random model is attacked as a whole.
         """
 
         def compute() -> Noted:

@@ -1,11 +1,10 @@
 """The verdict: can a model's robust accuracy be believed? Checks on records, no torch.
 
 A failed check makes the number `broken`, a doubtful one `suspect`; a number that passes all is
-`reliable`. bench/verdict.py measures how often that is wrong. Each check asks what an honest
-evaluation would show: Athalye et al., Obfuscated Gradients (2018), section 3.1; Carlini et al., On
-Evaluating Adversarial Robustness (2019), section 5; Croce and Hein, AutoAttack (2020); Pintor et
-al., Indicators of Attack Failure (2022). What should be weaker than the white-box attacks is judged
-by what it adds to their union, not by whether it is better alone.
+`reliable`. bench/verdict.py measures how often that is wrong. Sources: Athalye et al., Obfuscated
+Gradients (2018), section 3.1; Carlini et al., On Evaluating Adversarial Robustness (2019), section
+5; Croce and Hein, AutoAttack (2020); Pintor et al., Indicators of Attack Failure (2022). What
+should be weaker than the white-box attacks is judged by what it adds to their union.
 """
 
 from collections.abc import Callable, Iterator

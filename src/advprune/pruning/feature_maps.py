@@ -1,9 +1,9 @@
 """clamp and round: feature maps clamped to their range on clean images, or rounded.
 
-Claim (nn-prune). The project inspects feature maps under attack: small changes to many neurons near
-the input and abnormally large values before the classifier. Clamping the maps, it says, costs a
-little accuracy and makes mean and sigma of the last stage (layer4) rise; quantization inside the
-network does not resist. Rounding the maps is ours.
+Claim (nn-prune). Under attack many neurons near the input change a little, and values before the
+classifier are abnormally large. Clamping the maps costs a little accuracy and makes mean and sigma
+of the last stage (layer4) rise; quantization inside the network does not resist. Rounding the maps
+is ours.
 
 Formula. A layer behind every ReLU. clamp: `h = min(max(h, low), high)`, one range per layer, taken
 from clean training images: mean ± k sigma over all values of the layer. round: `h = round(h,
@@ -89,8 +89,9 @@ def clamp_maps(model: nn.Module, setting: ClampMaps, data: Data) -> Pruned:
     sums: dict[str, list[tuple[int, float, float]]] = {name: [] for name in sites(model)}
 
     def note(name: str, module: nn.Module, inputs: object, h: torch.Tensor) -> None:
-        squares = float(h.flatten().double().square().sum())
-        sums[name].append((h.numel(), float(h.flatten().sum(dtype=torch.float64)), squares))
+        flat = h.flatten()
+        squares = float(flat.double().square().sum())
+        sums[name].append((len(flat), float(flat.sum(dtype=torch.float64)), squares))
 
     with watched(sites(model), note), full_precision():
         for part in images.split(64):

@@ -8,9 +8,9 @@ and the smallest are removed; ties are broken by position. With them go the batc
 depthwise convolutions behind them, and the channels of the layers that read them: a group, by
 Torch-Pruning's dependency graph. Layers whose outputs are added to those of others stay whole,
 because a shortcut ties them, and so do attention, the classifier, and layers that a grouped, a
-transposed or a 1D convolution reads. In resnet18 and resnet20 that
-leaves the first convolution of each residual block, in a MobileNet the convolutions that widen a
-block, and in a vision transformer the inner layer of each MLP.
+transposed or a 1D convolution reads. That leaves in resnet18 and resnet20 the first convolution of
+each block, in a MobileNet the convolutions that widen a block, and in a vision transformer the
+inner layer of each MLP.
 
 Small networks. `small: true` builds the network smaller; masked and small network give the same
 logits to rounding. The prune ratio of a small network is the share missing from the dense one; its
@@ -24,6 +24,7 @@ import copy
 import warnings
 from collections.abc import Callable
 from functools import partial
+from math import inf
 from typing import Any
 
 import torch
@@ -120,14 +121,13 @@ def _reads(dependency: Any) -> bool:
     return bool(dependency.pruning_fn.__name__ == "prune_in_channels")
 
 
-def shrink(model: nn.Module, chosen: Masks, found: dict[str, Group]) -> None:
-    """Take the chosen outputs out of the network, in place, and let its spec say so."""
+def shrink(model: nn.Module, rows: dict[str, list[int]], found: dict[str, Group]) -> None:
+    """Take these outputs of layers out of the network, in place, and let its spec say so."""
     touched: set[nn.Module] = set()
-    for name, gone in chosen.items():
-        if rows := gone.nonzero()[:, 0].tolist():
-            group = found[name](idxs=rows)
-            touched |= {dependency.layer for dependency, _ in group}
-            group.prune()
+    for name, chosen in rows.items():
+        group = found[name](idxs=chosen)
+        touched |= {dependency.layer for dependency, _ in group}
+        group.prune()
     spec = getattr(model, "spec", None)
     if isinstance(model, ResNet):
         blocks = [m for m in model.modules() if isinstance(m, BasicBlock)]
@@ -152,37 +152,35 @@ def filters(model: nn.Module, setting: Filters, data: Data) -> Pruned:
             "other layers, or are read by none or by what cannot be cut; leave the family out"
         )
     removed, names = Masks(), {m: n for n, m in model.named_modules()}
-    weights = {name: model.get_parameter(f"{name}.weight") for name in found}
-    chosen = {name: smallest_filters(w, setting.fraction) for name, w in weights.items()}
+    smallest = {
+        name: smallest_filters(model.get_parameter(f"{name}.weight"), setting.fraction)
+        for name in found
+    }
+    rows = {name: gone.nonzero()[:, 0].tolist() for name, gone in smallest.items() if gone.any()}
     # With a filter go its row of the weight, what follows it channel by channel, and the columns of
     # what reads it.
-    for name, gone in chosen.items():
-        rows = gone.nonzero()[:, 0].tolist()
-        for dependency, places in found[name](idxs=rows) if rows else ():
-            if not isinstance(member := dependency.layer, Sized):
-                continue
-            for key, parameter in member.named_parameters(recurse=False):
-                if _reads(dependency) and key == "bias":
-                    continue
-                mask = removed.setdefault(
-                    f"{names[member]}.{key}", torch.zeros_like(parameter, dtype=torch.bool)
-                )
-                (mask.transpose(0, 1) if _reads(dependency) else mask)[list(places)] = True
+    for name, chosen in rows.items():
+        for dependency, places in found[name](idxs=chosen):
+            member, reads = dependency.layer, _reads(dependency)
+            parameters = member.named_parameters(recurse=False) if isinstance(member, Sized) else ()
+            for key, parameter in parameters:
+                if not (reads and key == "bias"):
+                    mask = torch.zeros_like(parameter, dtype=torch.bool)
+                    mask = removed.setdefault(f"{names[member]}.{key}", mask)
+                    (mask.transpose(0, 1) if reads else mask)[list(places)] = True
     if not setting.small:
         return masked(model, removed, setting.finetune, data)
     changed, whole = everywhere(model, removed), copy.deepcopy(model)
     clear(whole, removed)
-    shrink(model, chosen, found)
+    shrink(model, rows, found)
     if not is_randomized(model):  # it has to answer as the masked network before it is trained
         image = image.to(device_of(model))
         with torch.no_grad(), undisturbed(image.device):
+            wanted = whole(image)
             try:
-                answers, wanted = model(image), whole(image)
+                far, why = float((model(image) - wanted).abs().max()), "other logits"
             except Exception as error:  # of code that knows its layers' sizes
-                why = f"the network does not run with fewer filters ({first_line(error)})"
-                raise UserError(f"{why}; leave `small` out") from error
-        if float((answers - wanted).abs().max()) > CLOSE * (1 + float(wanted.abs().max())):
-            why = "the small network computes otherwise than the masked one"
-            raise UserError(f"{why}; leave `small` out")
-    history = tune(model, {}, setting.finetune, data)
-    return Pruned(model, changed, {"finetune": history})
+                far, why = inf, first_line(error)
+        if not far <= CLOSE * (1 + float(wanted.abs().max())):
+            raise UserError(f"the network does not run with fewer filters ({why}); leave small out")
+    return Pruned(model, changed, {"finetune": tune(model, {}, setting.finetune, data)})

@@ -12,10 +12,10 @@ share of the largest `|g|` of each tensor. gradient_global and gradient_layer re
 position.
 
 As published. `published: true` repeats what the code does: every inner step of PGD adds its weight
-gradient, by predicted labels, to the sum; batch-norm is in training mode, so running statistics
-drift and stay in the pruned model; the budget is of normalized images, and pixels may leave [0, 1];
-PGD moves away from the model's own predictions; images are shuffled and augmented. Its fine-tuning
-rate and its evaluation, which are not part of the score, are not repeated.
+gradient, by predicted labels, to the sum; batch-norm is in training mode, and its running
+statistics drift for good; the budget is of normalized images, and pixels may leave [0, 1]; PGD
+moves away from the model's own predictions; images are shuffled and augmented. Its fine-tuning rate
+and its evaluation, which are not part of the score, are not repeated.
 
 Inert weights. On 8x8 images the last stage of a ResNet18 of the usual strides is 1x1, so that most
 weights of its 3x3 convolutions meet only padding and have a gradient of exactly zero: pruning by
@@ -42,16 +42,16 @@ from advprune.core.progress import progress
 from advprune.core.train_settings import crossing
 from advprune.models.spec import Normalize
 from advprune.pruning.family import Data, Pruned, family, require
-from advprune.pruning.masks import Amount, End, Scope, Scores, masked, prunable, removals, select
+from advprune.pruning.masks import Amount, End, Scope, Scores, prunable, ranked, removals
+from advprune.training.adversarial import Inner
 from advprune.training.standard import augment
 
 
 class GAP(Amount):
-    """GAP_global, GAP_layer: how much is removed, by what score, and how images are attacked.
-
-    score: `signed` gradient, `absolute` one, or `product` with the weight, signed; null takes the
-    family's own (global: signed, layer: absolute). remove: which end of the ranking. steps: of PGD,
-    at the profile's training eps. published: exactly what the published code does.
+    """GAP_global, GAP_layer: how much is removed (see magnitude), by what score, and how images are
+    attacked. score: `signed` gradient, `absolute` one, or `product` with the weight, signed; null
+    takes the family's own (global: signed, layer: absolute). remove: which end of the ranking.
+    steps: of PGD, at the profile's training eps. published: exactly what the published code does.
     """
 
     score: Literal["signed", "absolute", "product"] | None = None
@@ -74,7 +74,7 @@ def summed_gradients(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor, batch: int
 ) -> Scores:
     """`sum_i d CE(f(x_i), y_i) / d w` of the prunable weights, in evaluation mode. images: float
-    `[N, C, H, W]` in [0, 1]. batch: images per pass, which does not matter to the sum."""
+    `[N, C, H, W]` in [0, 1]. batch: images per pass."""
     model.eval().requires_grad_(True).zero_grad()
     device, weights = device_of(model), list(prunable(model).values())
     with progress("gradients, images", len(images)) as advance:
@@ -86,14 +86,9 @@ def summed_gradients(
 
 
 def published_gradients(model: nn.Module, data: Data, setting: GAP) -> Scores:
-    """What the published code ranks by: the sum, over batches of training images, of the gradient
-    of the mean loss at the PGD images *and* at all points that PGD passed through.
-
-    Batches are shuffled and augmented; batch-norm takes the statistics of the batch, and its
-    running statistics drift for good. A last batch of one image, which batch-norm cannot take, is
-    left out; UserError where there is no other. Budget and step are those of normalized images, so
-    in pixels they are `std` times as large; pixels may leave [0, 1].
-    """
+    """What the published code ranks by (see above): the sum, over batches, of the gradient of the
+    mean loss at the PGD images *and* at all points that PGD passed through. A last batch of one
+    image, which batch-norm cannot take, is left out; UserError where there is no other."""
     images, labels, train, generator = data.images, data.labels, data.train, data.generator
     if len(images) < 2:
         raise UserError("published: batch-norm needs at least two images in a batch")
@@ -107,7 +102,7 @@ def published_gradients(model: nn.Module, data: Data, setting: GAP) -> Scores:
                 continue
             # PGD away from the model's own predictions; every step adds its weight gradient.
             x = augment(images[rows], train.flip, train.crop, generator).to(device)
-            reach = train.eps * std.to(x)  # [1, C, 1, 1]
+            reach = train.eps * std.to(x)  # [1, C, 1, 1]: eps of normalized images, in pixels
             step = crossing(setting.steps) * reach
             point = x + reach * (torch.rand(x.shape, generator=generator).to(x) * 2 - 1)
             with torch.no_grad():
@@ -129,33 +124,30 @@ def published_gradients(model: nn.Module, data: Data, setting: GAP) -> Scores:
 @family("gradient_layer", Amount, scope="layer")
 def by_gradient(model: nn.Module, setting: Amount, data: Data, scope: Scope) -> Pruned:
     """The weights of the smallest |w g| on clean images."""
-    count, n = removals(model, setting), len(require(data).images)
-    gradients = summed_gradients(model, data.images, data.labels, data.train.batch)
-    weights = prunable(model)
-    scores = {name: (weights[name].detach() * g / n).abs() for name, g in gradients.items()}
-    return masked(model, select(scores, count, scope), setting.finetune, data)
+    removals(model, setting)  # refuses what is out of reach before anything is computed
+    images, weights = require(data).images, prunable(model)
+    gradients = summed_gradients(model, images, data.labels, data.train.batch)
+    scores = {name: (weights[name] * g / len(images)).abs() for name, g in gradients.items()}
+    return ranked(model, scores, setting, data, scope=scope)
 
 
-@family("GAP_global", GAP, scope="global")
-@family("GAP_layer", GAP, scope="layer")
-def gap(model: nn.Module, setting: GAP, data: Data, scope: Scope) -> Pruned:
-    """The weights of the largest adversarial gradients; `GAP` says by what score. Unless as
-    published, PGD starts at random and goes by true labels, the model in evaluation mode."""
-    count, (x, y) = removals(model, setting), (require(data).images, data.labels)
+@family("GAP_global", GAP, scope="global", score="signed")
+@family("GAP_layer", GAP, scope="layer", score="absolute")
+def gap(model: nn.Module, setting: GAP, data: Data, scope: Scope, score: str) -> Pruned:
+    """The weights of the largest adversarial gradients."""
+    removals(model, setting)  # refuses what is out of reach before anything is attacked
+    x, y = require(data).images, data.labels
     if setting.published:
         scores = published_gradients(model, data, setting)
     else:
-        eps, steps, batch = data.train.eps, setting.steps, data.train.batch
-        budget = eps, crossing(steps) * eps, steps
+        inner, batch = Inner.usual(data.train.eps, setting.steps), data.train.batch
         how: dict[str, Any] = {"generator": data.generator, "batch": batch}
-        with progress("GAP, attack steps", len(x) * steps) as advance:
-            attacked = pgd(model, x, y, *budget, progress=advance, **how)
+        with progress("GAP, attack steps", len(x) * inner.steps) as advance:
+            attacked = pgd(model, x, y, *inner, progress=advance, **how)
         scores = summed_gradients(model, attacked, y, batch)
-    score = setting.score or ("signed" if scope == "global" else "absolute")
+    score = setting.score or score
     if score == "absolute":
         scores = {name: g.abs() for name, g in scores.items()}
     elif score == "product":
-        weights = prunable(model)
-        scores = {name: weights[name].detach() * g for name, g in scores.items()}
-    removed = select(scores, count, scope, setting.remove)
-    return masked(model, removed, setting.finetune, data)
+        scores = {name: prunable(model)[name] * g for name, g in scores.items()}
+    return ranked(model, scores, setting, data, scope=scope, remove=setting.remove)

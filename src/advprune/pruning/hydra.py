@@ -15,12 +15,11 @@ from, with the same fine-tuning. All convolutions and linear layers are pruned b
 the first, the shortcuts and the classifier included; biases and batch-norm are not. The GAP study's
 masks, in contrast, include biases and leave out the classifier.
 
-Training. Budget, batches and decay are the profile's; labels are not smoothed. Each training ends
-with its last epoch; the published code takes the epoch of the best accuracy under attack on test
-images. With `finetune: null` on a standard network the mask alone is trained: a sub-network of a
-network that is not robust. HYDRA's scores take epochs, so LWM is fine-tuned for as many more:
-settings of the same sparsity and parent are refused where the sums differ, or method, attack or
-rate of the fine-tuning.
+Training. Budget, batches and decay are the profile's; labels are not smoothed. The last epoch is
+kept; the published code takes the epoch of the best accuracy under attack on test images. With
+`finetune: null` on a standard network the mask alone is trained: a sub-network of a network that is
+not robust. HYDRA's scores take epochs, so LWM is fine-tuned for as many more: settings of the same
+sparsity and parent are refused where the sums differ, or method, attack or rate of the fine-tuning.
 
 Source. Sehwag, Wang, Mittal and Jana, HYDRA: Pruning Adversarially Robust Neural Networks (NeurIPS
 2020, arXiv 2002.10509); Han et al. (NeurIPS 2015) for magnitude.
@@ -92,8 +91,7 @@ class Hydra(Magnitude):
 
 class Scored(nn.Module):
     """A weight w seen through the mask of its scores s: `w * M`, `dL/ds = sign(s) w dL/d(w M)`. The
-    mask changes in `refresh` alone, which is called after each step: the inner steps of an attack
-    need no ranking."""
+    mask changes in `refresh` alone: the inner steps of an attack need no ranking."""
 
     kept: torch.Tensor
 
@@ -114,9 +112,8 @@ class Scored(nn.Module):
 
 
 def scaled(weight: torch.Tensor) -> torch.Tensor:
-    """The scores that pruning starts from: `s = sqrt(6 / fan_in) w / max|w|`, of w's shape. So
-    large that gradients can change the ranking, and in the order of the magnitudes. A weight
-    without any value but zero has scores of zero. UserError where a weight is NaN or infinite."""
+    """The scores that pruning starts from: `s = sqrt(6 / fan_in) w / max|w|`, of w's shape, or
+    zeros where w is all zero. UserError where a weight is NaN or infinite."""
     found = weight.detach()
     if not found.isfinite().all():
         raise UserError("weights that are NaN or infinite cannot be ranked; nothing is pruned")
@@ -131,7 +128,7 @@ def smallest(scores: torch.Tensor, sparsity: float) -> torch.Tensor:
 
 def attach_scores(model: nn.Module, sparsity: float) -> dict[str, Scored]:
     """Put every layer's weight behind a mask, in place; returns the masks by parameter name.
-    Weights and biases of these layers are frozen; scores and the rest can be trained."""
+    Scores are trained, weights and biases of these layers are not."""
     model.requires_grad_(True)
     found = {}
     for name, layer in layers(model).items():

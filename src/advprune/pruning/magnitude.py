@@ -7,8 +7,8 @@ removing that many weights does by itself.
 Formula. Prunable weights and biases of convolutions and linear layers, without the classifier, are
 ranked by `|w|` over the network (magnitude_global) or within each tensor (magnitude_layer), or by
 uniform random numbers from the run's seed (random). The smallest become zero, all at once; ties are
-broken by position. The count is exact to one parameter; the published code cuts at a quantile, and
-in random pruning keeps each weight with a probability.
+broken by position. The count is exact: the published code cuts at a quantile, where ties and zeros
+change how much is removed, and in random pruning keeps each weight with a probability.
 
 Compression. All parameters over those that remain, as published: batch-norm and classifier count,
 so the share removed from the prunable ones is above `1 - 1/compression`. A compression beyond what
@@ -24,28 +24,17 @@ Greedy Adversarial Pruning (AICAS 2022).
 from torch import nn
 
 from advprune.pruning.family import Data, Pruned, family
-from advprune.pruning.masks import (
-    Amount,
-    Scope,
-    magnitudes,
-    masked,
-    prunable,
-    random_scores,
-    removals,
-    select,
-)
+from advprune.pruning.masks import Amount, Scope, magnitudes, prunable, random_scores, ranked
 
 
 @family("random", Amount)
 def random(model: nn.Module, setting: Amount, data: Data) -> Pruned:
     """Any weights."""
-    removed = select(random_scores(prunable(model), data.generator), removals(model, setting))
-    return masked(model, removed, setting.finetune, data)
+    return ranked(model, random_scores(prunable(model), data.generator), setting, data)
 
 
 @family("magnitude_global", Amount, scope="global")
 @family("magnitude_layer", Amount, scope="layer")
 def magnitude(model: nn.Module, setting: Amount, data: Data, scope: Scope) -> Pruned:
     """The smallest weights, of all or of each tensor."""
-    removed = select(magnitudes(prunable(model)), removals(model, setting), scope)
-    return masked(model, removed, setting.finetune, data)
+    return ranked(model, magnitudes(prunable(model)), setting, data, scope=scope)

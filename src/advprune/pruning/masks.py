@@ -1,10 +1,8 @@
 """Masks: which weights are removed for good, by a score, exactly as many as asked for.
 
-What the families of the GAP study share (Weiss et al., Hardening DNNs against Transfer Attacks
-during Network Compression using Greedy Adversarial Pruning, 2022): irregular masks on the weights
-and biases of convolutions and linear layers, all at once, except the classifier and batch-norm. The
-published code cuts at a quantile of the scores; here the ranking is cut at an exact count, so that
-ties and zeros cannot change how much is removed.
+The masks of the GAP study (gap.py, magnitude.py) are on the weights and biases of convolutions and
+linear layers, all at once, except the classifier and batch-norm (`prunable`); those of HYDRA and of
+tickets are on the weights of all these layers (`layer_weights`).
 """
 
 from collections.abc import Mapping
@@ -68,16 +66,14 @@ def layer_weights(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Weights and biases of convolutions and linear layers by name, in the order of the modules.
-    The classifier, which is the last linear layer, is not among them."""
+    """Weights and biases of convolutions and linear layers by name, in the order of the modules,
+    without those of the classifier, the last linear layer."""
     found = layers(model)
     linear = [name for name, layer in found.items() if isinstance(layer, nn.Linear)]
-    return {
-        f"{name}.{part}": parameter
-        for name, layer in found.items()
-        if name not in linear[-1:]
-        for part, parameter in layer.named_parameters(recurse=False)
-    }
+    for classifier in linear[-1:]:
+        del found[classifier]
+    parameters = ((n, layer.named_parameters(recurse=False)) for n, layer in found.items())
+    return {f"{name}.{part}": p for name, own in parameters for part, p in own}
 
 
 def removals(model: nn.Module, amount: Amount) -> int:
@@ -105,12 +101,12 @@ def select(scores: Scores, count: int, scope: Scope = "global", remove: End = "s
     """
     if wrong := [name for name, score in scores.items() if not score.isfinite().all()]:
         raise UserError(f"the scores of {wrong[0]} hold NaN or infinite numbers; nothing is pruned")
-    sizes = [score.numel() for score in scores.values()]
+    sizes, flat = [s.numel() for s in scores.values()], [s.flatten() for s in scores.values()]
     if scope == "layer":
-        counts = zip(scores.items(), portions(sizes, count), strict=True)
-        return {name: first(score, most, remove) for (name, score), most in counts}
-    flat = [score.detach().flatten() for score in scores.values()]
-    chosen = first(torch.cat(flat), count, remove).split(sizes) if flat else ()
+        shares = zip(flat, portions(sizes, count), strict=True)
+        chosen = [first(one, most, remove) for one, most in shares]
+    else:
+        chosen = list(first(torch.cat(flat), count, remove).split(sizes)) if flat else []
     pairs = zip(scores.items(), chosen, strict=True)
     return {name: mask.view_as(score) for (name, score), mask in pairs}
 
@@ -129,12 +125,12 @@ def magnitudes(weights: Mapping[str, torch.Tensor]) -> Scores:
 
 
 def first(scores: torch.Tensor, count: int, end: End = "smallest") -> torch.Tensor:
-    """True at the `count` smallest or largest scores, in their shape; of equal ones the first. On
-    the CPU the threshold is selected, in time linear in their number; a GPU sorts sooner."""
+    """True at the `count` smallest or largest scores, in their shape; of equal ones the first."""
     values = scores.detach().flatten()
     values = -values if end == "largest" else values
     if count == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
+    # Selecting is linear in the number of values; a GPU sorts sooner.
     ranked = values.sort().values[count - 1] if values.is_cuda else values.kthvalue(count).values
     below, level = values < ranked, values == ranked
     chosen = below | (level & (level.cumsum(0) <= count - below.sum()))
@@ -173,8 +169,7 @@ def everywhere(model: nn.Module, removed: Masks) -> Masks:
 
 
 def tune(model: nn.Module, removed: Masks, setting: FineTuneSettings | None, data: Data) -> History:
-    """Fine-tune in place, if asked to, with what is removed held at zero after every step.
-    UserError where there are no training images."""
+    """Fine-tune in place, if asked to; what is removed is set to zero again after every step."""
     if setting is None:
         return []
     return finetune(
@@ -193,3 +188,9 @@ def masked(
     clear(model, removed)
     history = tune(model, removed, setting, data)
     return Pruned(model, everywhere(model, removed), notes | {"finetune": history})
+
+
+def ranked(model: nn.Module, scores: Scores, setting: Amount, data: Data, **how: Any) -> Pruned:
+    """Remove as many of the prunable weights as `setting` says; `how`: see `select`."""
+    removed = select(scores, removals(model, setting), **how)
+    return masked(model, removed, setting.finetune, data)

@@ -11,12 +11,11 @@ Formula. Behind every ReLU, per sample, over the whole map h of a values: `p_j =
 
 Attacks on it. The published gradient holds the factors I/q constant (`backward: constant`); its
 variance grows with every layer. `scale` differentiates through q, and `identity` passes over the
-layers (BPDA). The adaptive attacks of the protocol measure what each of them breaks: on the digits
-at half the budget BPDA breaks far more images than the published gradient does, with one draw per
-step or with ten. `{fraction: 2.0, where: conv, form: poisson, backward: scale}` is what Athalye et
-al. attacked, which is not SAP as published; the erratum of Dhillon and Carlini says so and breaks
-the published form by BPDA. `form: independent` keeps each value with probability q on its own,
-which is fast; `multinomial` is the published form, with the same q.
+layers (BPDA). On the digits at half the budget BPDA breaks far more images than the published
+gradient does, with one draw per step or with ten. `{fraction: 2.0, where: conv, form: poisson,
+backward: scale}` is what Athalye et al. attacked, which is not SAP as published; the erratum of
+Dhillon and Carlini says so and breaks the published form by BPDA. `form: independent` keeps each
+value with probability q on its own, which is fast; `multinomial` is the published form.
 
 Source. Dhillon et al., Stochastic Activation Pruning for Robust Adversarial Defense (ICLR 2018),
 algorithm 1; Athalye, Carlini and Wagner, Obfuscated Gradients (ICML 2018), section 5.3.1; Dhillon
@@ -53,8 +52,7 @@ class SAP(Settings):
 
 
 def keep_probability(p: torch.Tensor, r: int, form: Form = "multinomial") -> torch.Tensor:
-    """q: the probability that a value of share `p` is drawn at least once in `r` draws. Exact to
-    float precision for small p, where `1 - (1 - p)^r` would be 0."""
+    """q: the probability that a value of share `p` is drawn at least once in `r` draws."""
     if form == "poisson":
         return -torch.expm1(-r * p)
     return -torch.expm1(r * torch.log1p(-p.clamp_max(LARGEST)))

@@ -1,26 +1,21 @@
 """The search for a ticket that learns as the dense network does, by outputs and tangent kernel.
 
 With J(X) the derivative of the outputs f(X) by the trainable parameters, the mixed tangent kernel
-between clean images X and attacked ones X~ is `Theta = J(X) J(X~)^T` (Shi et al., Finding Dynamics
-Preserving Adversarial Winning Tickets, 2022). Under gradient flow on the loss at X~ it is all that
-decides how f(X) moves, `df(X)/dt = -Theta dL/df(X~)`: two networks of equal outputs and equal
-kernel start to learn alike.
+between clean images X and attacked ones X~ is `Theta = J(X) J(X~)^T`. Under gradient flow on the
+loss at X~ it decides how f(X) moves, `df(X)/dt = -Theta dL/df(X~)`: two networks of equal outputs
+and equal kernel start to learn alike. tickets.py says what AWT minimizes; in terms of our gamma the
+published one, whose value is not public, is `gamma * ||f_0|| sqrt(N) / ||Theta_0||_F`.
 
-It is never formed: Jacobians would take `N O n` numbers for N images, O outputs and n parameters.
-Each of its products `Theta v = J(X) (J(X~)^T v)` with P vectors v of random signs takes a backward
-pass at X~ and a forward derivative at X. For any matrix D `E ||D v||^2 = ||D||_F^2`, so distances
-of kernels are estimated without bias. With `A = D^T D`, the variance of one product is
-`2 (||A||_F^2 - sum_k A_kk^2)`, small where D has many directions (Hutchinson, 1989). Products can
-be differentiated by the parameters once more. Parameters that a mask removes have no derivative: f
-is a function of `mask * w`. Networks are in evaluation mode, where batch-norm is a fixed map and
-images do not depend on each other. A search holds it at the dense network's statistics; distances
-are measured with those of the sparse network's own maps (`calibrate`), as it has them where it
-learns. On digits, a search with its own at every step brought kernels little nearer by that
-measure, and the ticket trained much worse.
+The kernel is never formed: Jacobians would take `N O n` numbers for N images, O outputs and n
+parameters. Each of its products `Theta v = J(X) (J(X~)^T v)` with P vectors v of random signs takes
+a backward pass at X~ and a forward derivative at X, and can be differentiated once more. For any
+matrix D `E ||D v||^2 = ||D||_F^2`, so distances are estimated without bias. With `A = D^T D`, the
+variance of one product is `2 (||A||_F^2 - sum_k A_kk^2)` (Hutchinson, 1989). Parameters that a mask
+removes have no derivative: f is a function of `mask * w`.
 
-tickets.py says what AWT minimizes. Each term is relative to that of an all-zero network, so that
-one gamma suits networks of any size; Adam ignores the common factor. The published gamma, whose
-value is not public, is `gamma * ||f_0|| sqrt(N) / ||Theta_0||_F` in terms of ours.
+Networks are in evaluation mode, where images do not depend on each other. A search holds batch-norm
+at the dense network's statistics, but distances are measured with those of the sparse network's own
+maps (`calibrate`), as it has them where it learns.
 """
 
 import copy
@@ -38,7 +33,6 @@ from advprune.core.device import device_of, salted
 from advprune.core.errors import UserError, first_line
 from advprune.core.progress import progress
 from advprune.core.settings import Settings
-from advprune.core.train_settings import crossing
 from advprune.pruning.family import Data
 from advprune.pruning.masks import Masks, layer_weights
 from advprune.training.adversarial import Inner, pgd_images
@@ -73,17 +67,15 @@ class SearchSettings(GaugeSettings):
 @torch.no_grad()
 def calibrate(model: nn.Module, images: torch.Tensor) -> None:
     """Set batch-norm's running statistics to those of what the model makes of the first
-    `CALIBRATION` images `[N, C, H, W]`, in place. The model is in evaluation mode, and its other
-    layers stay so: dropout draws nothing."""
-    norms = [part for part in model.modules() if isinstance(part, _BatchNorm)]
-    usual = [norm.momentum for norm in norms]
+    `CALIBRATION` images `[N, C, H, W]`, in place. Its other layers stay in evaluation mode."""
+    norms = {part: part.momentum for part in model.modules() if isinstance(part, _BatchNorm)}
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the plain average
         norm.train()
     if norms:
         model(images[:CALIBRATION].to(device_of(model)))
-    for norm, momentum in zip(norms, usual, strict=True):
+    for norm, momentum in norms.items():
         norm.momentum = momentum
         norm.eval()
 
@@ -102,11 +94,9 @@ def kernel_products(
 ) -> torch.Tensor:
     """`Theta(clean, crafted) v` for each of the vectors `[P, M, O]`: `[P, N, O]`.
 
-    With v the gradient of a loss by the outputs at the crafted images: how fast a step against it
-    moves the outputs at the clean ones (up to the sign). It takes about `P n + (1 + P) (N + M) A`
-    numbers, n parameters and A activations per image, three times that where a gradient is taken
-    (Jacobians: `(N + M) O n`): give many vectors a few at a time. UserError, with torch's words,
-    where an operation has no forward derivative or cannot be mapped over vectors.
+    It takes about `P n + (1 + P) (N + M) A` numbers, n parameters and A activations per image, and
+    three times that where a gradient is taken. UserError, with torch's words, where an operation
+    has no forward derivative or cannot be mapped over vectors.
     """
     parameters = trainable(model)
 
@@ -137,9 +127,9 @@ def kernel_products(
 def probing_vectors(
     outputs: torch.Tensor, count: int | None, generator: torch.Generator
 ) -> torch.Tensor:
-    """Vectors `[count, N, O]`, for outputs `[N, O]`, with `mean_p ||D v_p||^2 = ||D||_F^2`. D is
-    any matrix. With independent random signs, drawn on the CPU, it is so in expectation; where
-    `count` is None, with all the unit vectors times `sqrt(N O)`, exactly."""
+    """Vectors `[count, N, O]`, for outputs `[N, O]`, with `mean_p ||D v_p||^2 = ||D||_F^2` for any
+    matrix D: in expectation, of independent random signs drawn on the CPU; where `count` is None
+    exactly, of all unit vectors times `sqrt(N O)`."""
     size = outputs.numel()
     if count is None:
         found = torch.eye(size) * size**0.5
@@ -158,8 +148,7 @@ def mean_square(values: torch.Tensor) -> torch.Tensor:
 def pair(model: nn.Module, batch: Pair, data: Data, steps: int, generator: torch.Generator) -> Pair:
     """X and X~ of a batch: PGD of that many steps on `model` by the true labels."""
     x, y = (t.to(device_of(model)) for t in batch)
-    eps = data.train.eps
-    return x, pgd_images(model, x, y, Inner(eps, crossing(steps) * eps, steps), generator)
+    return x, pgd_images(model, x, y, Inner.usual(data.train.eps, steps), generator)
 
 
 class Gauge:
@@ -201,10 +190,10 @@ class Gauge:
 class Search:
     """Finds mask and weights of a sparse network that is close to `dense` to first order.
 
-    dense: at initialization, calibrated and in evaluation mode; left as it is. gauge: its own.
-    choose: the weights that go, by the values that all would have. An unfinished search is kept
-    beside the state of the training, to be resumed after a kill. `parked`: the values that removed
-    weights had; they may come back. `rows`: how close it was, each `refresh` steps.
+    dense: at initialization, calibrated; left as it is. choose: the weights that go, by the values
+    that all would have. `parked`: the values that removed weights had; they may come back. `rows`:
+    how close it was, each `refresh` steps. An unfinished search is kept beside the state of the
+    training, to be resumed after a kill.
     """
 
     def __init__(

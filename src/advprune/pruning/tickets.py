@@ -8,26 +8,24 @@ the dense network, trained as the tickets are.
 Formula. With f_0 the dense network at initialization and f_s the sparse one, AWT minimizes over
 mask and weights `1/N ||f_0(X) - f_s(X)||² + gamma²/N² ||Theta_0(X, X~) - Theta_s(X, X~)||²`, where
 `Theta(X, X~)[i, j, a, b] = <d f_a(x_i)/d theta, d f_b(x~_j)/d theta>` is the tangent kernel, X are
-training images and X~ the same under PGD on the sparse network (ticket_search.py). The
-mask keeps the weights of largest magnitude of each layer, and is chosen anew every `refresh` steps.
-Both terms are relative to those of an all-zero network. As in Neural Tangent Transfer (Liu and
-Zenke, 2020), a third holds the remaining weights small, `l2 / density ||m w||²`, relative to the
-dense network's `||w||²`. Batch-norm is calibrated on 512 training images before the search, and
-for each sparse network that is measured. Distances, of controls too, are measured on the images of
-`gauge`, which the search does not see; X~ is made on the dense network there, so that it is the
-same for all tickets. Above a kernel distance of 0.3 the search did not converge, and its ticket
-says nothing about the claim. random_ticket ranks by uniform random numbers, magnitude_ticket by
-`|w|` at initialization.
+training images and X~ the same under PGD on the sparse network (ticket_search.py). The mask keeps
+the weights of largest magnitude of each layer, and is chosen anew every `refresh` steps. Both terms
+are relative to those of an all-zero network. As in Neural Tangent Transfer (Liu and Zenke, 2020), a
+third holds the remaining weights small, `l2 / density ||m w||²`, relative to the dense network's
+`||w||²`. Distances, of controls too, are measured on the images of `gauge`, which the search does
+not see; X~ is made on the dense network there, the same for all tickets. Above a kernel distance of
+0.3 the search did not converge, and its ticket says nothing about the claim. random_ticket ranks by
+uniform random numbers, magnitude_ticket by `|w|` at initialization.
 
 Training. Only the parent's architecture and seed matter: every ticket starts from the
-initialization of the dense network of the same seed and sees the same images in the same order.
-Tickets of one parent whose `train` or `gauge` differ are refused. Masks are on the weights of
-convolutions and linear layers, the classifier's too, and are held at exactly zero.
+initialization of the dense network of the same seed, its batch-norm calibrated on 512 training
+images, and sees the same images in the same order. Tickets of one parent whose `train` or `gauge`
+differ are refused. Masks are on the weights of convolutions and linear layers, the classifier's
+too, and are held at exactly zero.
 
 Cost. A search step multiplies the kernel with `projections` random vectors, each a backward pass at
-X~ and a forward derivative at X, differentiated once more; the estimate is unbiased, and exact with
-all `batch * classes` unit vectors. Schedules and densities of the AWT paper are not public: ours
-are settings, chosen by the distances of the search, without test images.
+X~ and a forward derivative at X, differentiated once more. Schedules and densities of the AWT paper
+are not public: ours are settings, chosen by the distances of the search, without test images.
 
 Source. Shi, Zheng, Ding, Gao and Zhang, Finding Dynamics Preserving Adversarial Winning Tickets
 (AISTATS 2022, arXiv 2202.06488); Liu and Zenke, Finding Trainable Sparse Networks through Neural
@@ -122,8 +120,8 @@ def at_initialization(model: nn.Module, data: Data) -> nn.Module:
 def trained(
     model: nn.Module, removed: Masks, setting: Ticket, data: Data, rows: list[Row]
 ) -> Pruned:
-    """The ticket, trained with its mask held. Tickets of one seed see the same batches. The notes:
-    `search` (rows of `Gauge`), `ticket` (the last of them), `finetune` (the history)."""
+    """The ticket, trained with its mask held, on the same batches as all tickets of its seed. The
+    notes: `search` (rows of `Gauge`), `ticket` (the last of them), `finetune` (the history)."""
     generator = torch.Generator().manual_seed(salted(data.seed, "tickets", "train"))
     same = replace(data, generator=generator)
     pruned = masked(model, removed, setting.train, same, search=rows, ticket=rows[-1])
@@ -133,8 +131,7 @@ def trained(
 
 @family("AWT", SearchedTicket)
 def awt(model: nn.Module, setting: SearchedTicket, data: Data) -> Pruned:
-    """Mask and weights of the same outputs and tangent kernel, the mixed one of clean and attacked
-    images, as the dense network's."""
+    """Mask and weights of nearly the dense network's outputs and tangent kernel."""
     dense = at_initialization(model, require(data))
     gauge = Gauge(dense, data, setting.gauge)
     search = Search(dense, gauge, lambda w: setting.smallest(magnitudes(w)), setting.search, data)
@@ -147,8 +144,7 @@ def awt(model: nn.Module, setting: SearchedTicket, data: Data) -> Pruned:
 @family("random_ticket", Ticket, by="random")
 @family("magnitude_ticket", Ticket, by="magnitude")
 def control(model: nn.Module, setting: Ticket, data: Data, by: str) -> Pruned:
-    """Any weights of the initialization, or its largest; at sparsity 0 the dense network itself.
-    The distance from the dense network is measured as AWT's is."""
+    """Any weights of the initialization, or its largest; at sparsity 0 the dense network itself."""
     dense = at_initialization(model, require(data))
     weights = layer_weights(dense)
     scores = magnitudes(weights) if by == "magnitude" else random_scores(weights, data.generator)

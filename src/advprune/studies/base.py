@@ -96,8 +96,7 @@ def study(
     """Register a kind of study.
 
     reads: fields of the profile besides `batch`; a change of any other repeats no such study.
-    refusals: says why the settings of all studies of this kind, by name, could show nothing; if
-    there is a published gain, that is what they have to be able to show.
+    refusals: says why the settings of all studies of this kind, by name, could show nothing.
     """
 
     def register(function: Study) -> Study:

@@ -26,8 +26,6 @@ from advprune.training.inputs import Inputs
 from advprune.training.networks import load_or_train
 from advprune.training.standard import accuracy
 
-KEPT = ["flip", "step", "layer", "index", "bit", "hamming", "n_b", "forwards", "gradients"]
-
 
 class BitFlipSettings(Settings):
     """How the weights are stored, and how they are attacked."""
@@ -64,9 +62,9 @@ def underpowered(params: Params, typed: dict[str, BitFlipSettings]) -> Iterator[
 
 @study("bitflip", BitFlipSettings, underpowered, reads=("flips", "model", "train"))
 def bitflips(entry: BitFlipSettings, given: Given) -> Tables:
-    """Records (see `evaluate.flips`) of every variant on every batch; with more trainings each has
-    batches of its own. UserError for a model of integers, one that draws at random, a target that
-    is no class, or trainings of a model that is not trained from scratch."""
+    """Records (see `evaluate.flips`) of every variant on every batch; each training has batches of
+    its own. UserError for a model of integers, one that draws at random, a target that is no class,
+    or trainings of a model that is not trained from scratch."""
     flips, place = given.profile.flips, f"studies.{given.name}.of"
     classes = len(given.splits["test"].classes)
     if given.card["bits"] not in (1, 32):
@@ -116,8 +114,7 @@ def trained(given: Given, number: int) -> nn.Module:
 def recorded(
     entry: BitFlipSettings, given: Given, stored: StoredModel, variant: str, seed: int, budget: int
 ) -> pd.DataFrame:
-    """A run as records: the row before any flip, then one row per flip. Accuracy is that on the
-    test images."""
+    """A run as records: the row before any flip, then one row per flip."""
     settings, batch = given.profile.flips, given.profile.batch
     common: dict[str, Any] = {"evaluate": lambda model: accuracy(model, *given.test, batch)}
     common["budget"] = budget
@@ -140,12 +137,9 @@ def recorded(
     table, depths = trace.table, {name: depth for depth, name in enumerate(stored.layers)}
     before = table.loss_before.iloc[0] if len(table) else float("nan")
     start = pd.DataFrame([START | {"loss": before, "accuracy": trace.start_accuracy}])
-    flips = table[KEPT].assign(
-        depth=table.layer.map(depths).astype("int64"),
-        loss=table.loss_after,
-        accuracy=table.accuracy,
-    )
-    found = pd.concat([start, flips] if len(flips) else [start], ignore_index=True)[list(START)]
+    depth = table.layer.map(depths).astype("int64")
+    flips = table.assign(depth=depth, loss=table.loss_after)[list(START)]
+    found = pd.concat([start, flips] if len(flips) else [start], ignore_index=True)
     found = found.assign(reason=trace.reason, layers=len(depths), stored_bits=stored.size)
     found = found.assign(variant=variant, seed=seed)
     return found if entry.trainings == 1 else found.assign(training=seed // settings.seeds)

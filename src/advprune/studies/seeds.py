@@ -1,11 +1,11 @@
 """Seeds: families and binary networks, once per seed, beside the dense network of that seed.
 
-One trained network shows one outcome; judging a family takes several. The seed sets initialization,
-order and random starts of the dense network, the family's own training, and the starts of the
-attack.
+The seed sets initialization, order and random starts of the dense network, the family's own
+training, and the starts of the attack.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -23,7 +23,6 @@ from advprune.core.settings import Name, Settings
 from advprune.core.train_settings import BinarySettings, RecipeSettings
 from advprune.evaluate.craft import craft
 from advprune.evaluate.means import smallest_mean_difference
-from advprune.evaluate.records import Work
 from advprune.evaluate.statistics import ALPHA
 from advprune.evaluate.transfer import transfer_records
 from advprune.models.card import sparsity_of
@@ -119,7 +118,7 @@ def seeds(settings: SeedsSettings, given: Given) -> Tables:
 
         def records() -> pd.DataFrame:
             model, facts, _ = made()
-            work = Work(seed, given.profile.batch, given.params.attack.score_draws)
+            work = replace(given.work, seed=seed, parts=None)
             table = attacked(name, model.to(given.device), given.test, attacks, work)
             if settings.transfer and point != DENSE:
                 sent = {(DENSE, FROM_DENSE + main): images_of(seed)}
@@ -137,7 +136,7 @@ def seeds(settings: SeedsSettings, given: Given) -> Tables:
     @cache
     def images_of(seed: int) -> torch.Tensor:
         """The main attack's images of the dense network of a seed, uint8 `[N, C, H, W]`."""
-        work = Work(seed, given.profile.batch, given.params.attack.score_draws)
+        work = replace(given.work, seed=seed, parts=None)
         return craft(dense[seed]()[0].to(given.device), *given.test, attacks[main], work).pixels
 
     numbers = range(own, own + settings.seeds if settings.points else own)

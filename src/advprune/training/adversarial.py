@@ -1,9 +1,8 @@
 """Adversarial training: how each method attacks a batch, and what it then minimizes.
 
 All attacks are Linf, within `eps = train.eps * recipe.budget` of the image and in [0, 1], on the
-current weights, by cross-entropy or, for TRADES, the KL divergence. The model is in evaluation
-mode: in training mode every inner step would move the batch-norm statistics, and the function under
-attack, normalized by its batch, would not be the one that is used in the end.
+current weights in evaluation mode: in training mode every inner step would move the batch-norm
+statistics, and the function under attack would depend on its batch.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,6 +30,11 @@ class Inner(NamedTuple):
     step: float
     steps: int
 
+    @classmethod
+    def usual(cls, eps: float, steps: int) -> "Inner":
+        """With steps of the usual length."""
+        return cls(eps, crossing(steps) * eps, steps)
+
 
 @dataclass(frozen=True)
 class Method:
@@ -56,12 +60,12 @@ class Method:
         self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator
     ) -> torch.Tensor:
         """Images `[N, C, H, W]` to train on, made from `x` in [0, 1]; random starts are drawn
-        from `generator`, on its device. The model is left as it was.
+        from `generator`, on its device.
 
         pgd: Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks (2018).
         trades: `trades_images`. mixed: the first `share` of the batch, which is shuffled, becomes
-        FGSM images, one step of eps without a random start (Goodfellow et al., 2015). So do Dhillon
-        et al. (SAP, 2018) with 20 % at lambda = 2, but by the previous epoch's model.
+        FGSM images, one step of eps without a random start (Goodfellow et al., 2015), as in Dhillon
+        et al. (SAP, 2018), there by the previous epoch's model.
         """
         if self.recipe.method == "pgd":
             return pgd_images(model, x, y, self.inner, generator)
@@ -80,8 +84,8 @@ class Method:
 
         Cross-entropy on `crafted`; for TRADES (Zhang et al., Theoretically Principled Trade-off
         between Robustness and Accuracy, 2019) `CE(p(x), y) + beta KL(p(x) || p(x'))`, whose
-        accuracy is that on `x`. Label smoothing is of standard training alone: a network trained
-        with it on attacked images hides its gradients.
+        accuracy is that on `x`. Only standard training smooths labels: a network trained with it
+        on attacked images hides its gradients.
         """
         trades = self.recipe.method == "trades"
         logits = model(x if trades else crafted)
@@ -94,17 +98,16 @@ class Method:
 
     def probe(self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Uint8 images under the PGD attack by which epochs are compared; always the same starts.
-        An image stops where it is misclassified: the result is for counting accuracy only."""
-        x, steps = to_float(images).to(next(model.parameters()).dtype), self.recipe.probe_steps
+        An image stops where it is misclassified: this is for counting accuracy only."""
+        x = to_float(images).to(next(model.parameters()).dtype)
+        inner = Inner.usual(self.inner.eps, self.recipe.probe_steps)
         batch = 256 if device_of(model).type == "cpu" else 1024
-        budget = self.inner.eps, crossing(steps) * self.inner.eps, steps
-        return pgd(model, x, labels, *budget, drop=True, batch=batch)
+        return pgd(model, x, labels, *inner, drop=True, batch=batch)
 
 
 @contextmanager
 def attacked(model: nn.Module) -> Iterator[None]:
-    """The model as an attack needs it: evaluation mode, no weight gradients; restored after.
-    Without weight gradients, a backward pass to the images costs about half of a full one."""
+    """Inside, evaluation mode and no gradients of weights, which halves a backward pass."""
     mode, trained = model.training, [p for p in model.parameters() if p.requires_grad]
     model.eval().requires_grad_(False)
     try:
@@ -118,7 +121,7 @@ def attacked(model: nn.Module) -> Iterator[None]:
 def climb(
     model: nn.Module, clean: torch.Tensor, start: torch.Tensor, objective: Objective, inner: Inner
 ) -> torch.Tensor:
-    """`x <- P(x + step * sign(grad objective(f(x))))` from `start`, `steps` times. P projects on
+    """`x <- P(x + step * sign(grad objective(f(x))))` from `start`, `steps` times; P projects on
     the eps-ball round `clean` and on [0, 1]."""
     point = start
     with attacked(model):

@@ -26,12 +26,9 @@ MOST_WIDTH = 1024
 def binary_spec(
     spec: ModelSpec, grown: Grown | None = None, widest: ModelSpec | None = None
 ) -> ModelSpec:
-    """The binary network that starts from the network `spec`, with batch-norm before the classifier
-    as published.
-
-    grown: with the stages and inner channels that Early-Growth found. widest: uniformly so wide
-    that its number of parameters comes nearest to that of this network. Else of the same width.
-    """
+    """The binary network that starts from `spec`, with batch-norm before the classifier as
+    published. grown: with the channels that Early-Growth found. widest: uniformly so wide that its
+    number of parameters comes nearest to that of this network. Else of the same width."""
     known = spec.model_dump() | {"binary": True, "pool_norm": True}
     known |= grown.model_dump(include={"stages", "inner"}) if grown else {}
     base = ModelSpec.model_validate(known)
@@ -44,7 +41,7 @@ def at_width(spec: ModelSpec, width: int) -> ModelSpec:
 
 
 def parameters_of(spec: ModelSpec) -> int:
-    """How many weights, biases and batch-norm parameters a network has; none is made."""
+    """How many weights, biases and batch-norm parameters a network has."""
     with torch.device("meta"):
         return sum(p.numel() for p in build(spec).parameters())
 
@@ -65,10 +62,7 @@ def train_binary(
     spec: ModelSpec, settings: BinarySettings, optimizer: TrainSettings, inputs: Inputs
 ) -> tuple[nn.Module, History]:
     """Train the binary network `spec` and return its deployed form, on the CPU, with its history.
-
-    optimizer: the profile's batches, augmentation, decay and budget. UserError where `spec` is not
-    binary or the loss stops being a number.
-    """
+    optimizer: the profile's. UserError where the loss stops being a number."""
     if not spec.binary:
         raise UserError("train_binary: the spec is not that of a binary network")
     model = ResNet(spec)

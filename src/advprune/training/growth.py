@@ -4,11 +4,7 @@ Stage 1 of RA-BNN (Rakin et al., 2021, arXiv 2103.13813; docs/binary-networks.md
 `factor` times as wide is trained with a gate on every channel. In the first epochs no gate is drawn
 and none learns: gates of a network that has learned nothing follow noise, and the network shrinks.
 After that cross-entropy alone says which channels stay; growth ends because the gates become steep.
-What is returned are numbers of channels; the network of that size is trained from scratch
-(binary.py).
-
-A gate acts where its channel is read, so a channel that is off has no part in what later layers
-compute, their means and deviations included.
+The network of the channels found is trained from scratch (binary.py).
 """
 
 from collections import defaultdict
@@ -49,10 +45,8 @@ class Gate(nn.Module):
 
     In training on with probability `sigmoid(beta m)`, by `y = sigmoid(beta m + g) > 1/2` with
     logistic noise g (a hard Gumbel-sigmoid at temperature 1); the gradient is that of y. In
-    evaluation mode on where m > 0. A group is never all off: its most likely channel stays.
-
-    beta: the steepness of each, 1 at first. on: the last draw. frozen: all channels are on in
-    training, and the logits learn nothing.
+    evaluation mode on where m > 0. A group is never all off: its most likely channel stays. beta:
+    the steepness of each. on: the last draw. frozen: all are on, and no logit learns.
     """
 
     beta: torch.Tensor
@@ -92,7 +86,8 @@ def some(logits: torch.Tensor) -> torch.Tensor:
 
 
 class SuperNet(nn.Module):
-    """The wide network in training form, and a gate for every group of channels.
+    """The wide network in training form, and a gate for every group of channels, which acts where
+    they are read: a channel that is off has no part in the means and deviations of later layers.
 
     gates: by name of the group, `stem`, `layer1`, … for the residual streams and `layer1_0`, … for
     the channels inside a block. base: how many channels of each group are the base network's.
@@ -184,18 +179,13 @@ def grow(
 ) -> Grown:
     """Find the channels of a binary network that starts from `spec`, the base network.
 
-    optimizer: the profile's; its label smoothing is left out, and gates have no weight decay.
-    The rows of the history are those of Trainer, with `density` (overall, of the base network's
-    channels and by group). UserError where the loss stops being a number.
+    optimizer: the profile's, without label smoothing; gates have no weight decay. The rows of the
+    history are those of Trainer with `density`. UserError where the loss stops being a number.
     """
     network = SuperNet(spec, settings.factor, inputs.seed).to(inputs.device)
     optimizer = optimizer.model_copy(update={"lr": settings.lr, "label_smoothing": 0.0})
     gates = [gate.logits for gate in network.gates.values()]
     first = max(RISING * settings.epochs, settings.frozen + settings.patience)  # epoch, to end with
-
-    def ended(history: History) -> bool:
-        return len(history) > first and settled(history, settings.tolerance, settings.patience)
-
     history = train(
         network,
         inputs,
@@ -204,7 +194,9 @@ def grow(
         after_epoch=lambda history: None,  # whose epochs are those of the network that is trained
         before_epoch=lambda epoch: network.begin_epoch(epoch, settings),
         measure=network.density,
-        finished=ended,
+        finished=lambda history: (
+            len(history) > first and settled(history, settings.tolerance, settings.patience)
+        ),
         groups=[{"params": gates, "lr": settings.gate_lr, "weight_decay": 0.0}],
     )
     stages, inner = network.channels()

@@ -1,9 +1,8 @@
 """Every network that is trained from scratch, or loaded: dense, binary, or an attacker's.
 
-An attacker trains networks of their own to craft images for transfer to a target. A surrogate
-learns from the labels of the training images. A substitute (Papernot et al., Practical Black-Box
-Attacks against Machine Learning, 2017) uses no labels: it learns a target's answers on the images,
-here its probabilities.
+An attacker trains networks to craft images for transfer to a target: a surrogate learns the labels
+of the training images, a substitute (Papernot et al., Practical Black-Box Attacks against Machine
+Learning, 2017) the target's answers, here its probabilities.
 """
 
 import sys
@@ -49,10 +48,8 @@ def train_network(
     params: Params, name: str, inputs: Inputs, parent: nn.Module | None = None
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The network of a recipe (`dense-<recipe>`) or of an entry of `models` with `do: train`, and
-    its facts for the card: setting, history and, where channels were grown, growth.
-
-    parent: of a model that has one, the network that it is made from.
-    """
+    its facts for the card: setting, history and, where channels were grown, growth. parent: the
+    network that a model is made from."""
     setting, profile, grown = params.setting(name), params.active(), None
     if name not in params.models:
         model, history = load_or_train(profile, name.removeprefix(f"{DENSE}-"), setting, inputs)
@@ -82,14 +79,14 @@ def spec_for(settings: ModelSettings, train: Split, weights: Path | None = None)
     """The spec that fits the training images: their channels and classes, and mean and std as the
     settings say. weights: the file of a network that is loaded instead of trained."""
     channels = train.images.shape[1]
-    mean, std = (0.0,) * channels, (1.0,) * channels
     given: ModelSettings | Preprocessing | None = settings if settings.mean else None
     if weights and given is None:
         given = preprocessing_of(settings.network, settings.options, weights)
-    if settings.normalize and given is not None:
-        both = given.mean, given.std
-        mean, std = (for_channels("model.mean", numbers, channels) for numbers in both)
-    elif settings.normalize:
+    if not settings.normalize:
+        mean, std = (0.0,) * channels, (1.0,) * channels
+    elif given is not None:
+        mean, std = (for_channels("model.mean", one, channels) for one in (given.mean, given.std))
+    else:
         pixels = to_float(train.images).double()
         mean = tuple(round(float(v), 4) for v in pixels.mean((0, 2, 3)))
         std = tuple(round(max(float(v), 0.01), 4) for v in pixels.std((0, 2, 3)))
@@ -113,9 +110,9 @@ def begin(settings: ModelSettings, train: Split, seed: int) -> nn.Module:
 
 
 def fitting(model: nn.Module, settings: ModelSettings, train: Split) -> nn.Module:
-    """The network, after a warning of weights that meet only padding on the training images:
-    sparsity, stored bits and gradients then count what has no effect. UserError where a foreign
-    network cannot answer such images."""
+    """The network, after a warning of weights that meet only padding on the training images, which
+    sparsity, stored bits and gradients count although they have no effect. UserError where a
+    foreign network cannot answer such images."""
     check_answers(model, train.shape)
     if (inert := inert_of(model, train.shape)) > NOTED:
         size = "x".join(map(str, train.shape[1:]))
@@ -130,9 +127,8 @@ def fitting(model: nn.Module, settings: ModelSettings, train: Split) -> nn.Modul
 def load_or_train(
     profile: Profile, recipe_name: str | None, recipe: RecipeSettings, inputs: Inputs
 ) -> tuple[nn.Module, History]:
-    """The dense network and its history, one row per epoch (a single row if it is loaded). Weights
-    that the profile gives for the recipe of this name are loaded instead of trained; None, of other
-    seeds, is always trained."""
+    """The dense network and its history: one row per epoch, or a single one where the profile gives
+    weights for the recipe of this name. None, of other seeds, is always trained."""
     settings = profile.model
     weights = None if recipe_name is None else settings.weights.get(recipe_name)
     if weights is not None:
@@ -165,9 +161,8 @@ def train_surrogate(
 
 @torch.no_grad()
 def answers(target: nn.Module, images: torch.Tensor, batch: int, seed: int) -> torch.Tensor:
-    """A target's probabilities `[N, K]` of uint8 images `[N, C, H, W]`, on the CPU. A randomized
-    target is asked `DRAWS` times and its logits are averaged; its draws come from `seed`, and the
-    global random state stays as it was."""
+    """A target's probabilities `[N, K]` of uint8 images `[N, C, H, W]`, on the CPU; of a randomized
+    target by the mean logits of `DRAWS` passes, drawn from `seed`."""
     target = admitted("substitute", target, to_float(images[:2]))
     device, draws = device_of(target), DRAWS if is_randomized(target) else 1
     with undisturbed(device, salted(seed, "substitute")):

@@ -41,9 +41,9 @@ class Trainer:
     `[N, K]` in their place.
 
     Of recipes that attack their images, the weights of the epoch of highest robust accuracy on the
-    validation images are kept (early stopping: Rice et al., Overfitting in adversarially robust
-    deep learning, 2020), of several such epochs the last, which has had more training at a lower
-    rate. Without validation images and of standard training, the last epoch's weights are kept.
+    validation images are kept (Rice et al., Overfitting in adversarially robust deep learning,
+    2020), of several such epochs the last; without validation images and of standard training,
+    those of the last epoch.
     """
 
     model: nn.Module
@@ -65,28 +65,20 @@ class Trainer:
 
     def __post_init__(self) -> None:
         """Nothing is trained yet."""
+        self.method = Method(self.recipe, self.settings)
+        self.epochs = self.recipe.epochs or self.settings.epochs
+        # A last batch of a single image is left out: batch-norm needs two.
+        whole, rest = divmod(len(self.train[0]), self.settings.batch)
+        self.batches = max(whole + (rest > 1), 1)
         self.history: History = []
         self.best: dict[str, torch.Tensor] | None = None  # where epochs are chosen between
         self.replayed: Replayed | None = None  # on a GPU, what is attacked
 
-    @property
-    def method(self) -> Method:
-        """The recipe at this profile's budget."""
-        return Method(self.recipe, self.settings)
-
-    @property
-    def epochs(self) -> int:
-        """The recipe's epochs, or else the profile's."""
-        return self.recipe.epochs or self.settings.epochs
-
     def run(self) -> History:
-        """Train for all epochs; returns one row per epoch.
-
-        Columns: epoch; loss and accuracy on the training batches as they were trained on (TRADES:
-        accuracy on the clean images); `measure`; accuracy on validation images; where the recipe
-        attacks its images, `val_robust_accuracy` under PGD. UserError where the loss stops being a
-        number.
-        """
+        """Train for all epochs; returns one row per epoch: loss and accuracy on the training
+        batches as they were trained on (TRADES: accuracy on the clean images), `measure`, accuracy
+        on validation images, and under PGD where the recipe attacks its images. UserError where the
+        loss stops being a number."""
         channels_last(self.model)
         self.history, self.best = [], None
         self._begin()
@@ -130,28 +122,22 @@ class Trainer:
         self.network = distributed.parallel(model)
         self.folded = Following.of(model) if self.method.attacks else None
 
-    @property
-    def batches(self) -> int:
-        """Batches per epoch; a last one of a single image is left out (batch-norm needs two)."""
-        whole, rest = divmod(len(self.train[0]), self.settings.batch)
-        return max(whole + (rest > 1), 1)
-
     def _epoch(self, advance: Callable[[int], None]) -> Row:
-        epoch, device = len(self.history), self.images.device
+        epoch, device, settings = len(self.history), self.images.device, self.settings
         seed = self.seed * 1_000_003 + epoch
         generator = torch.Generator(device).manual_seed(seed)
         starts = torch.Generator(device).manual_seed(STARTS + (distributed.rank() << 52) + seed)
         order = torch.randperm(len(self.images), generator=generator, device=device)
-        batches = order.split(self.settings.batch)[: self.batches]
-        usual = "bfloat16" if device.type == "cuda" else "float32"
-        precision = usual if self.settings.precision == "auto" else self.settings.precision
+        batches = order.split(settings.batch)[: self.batches]
+        rounds = settings.precision == "auto" and device.type == "cuda"
+        rounds |= settings.precision == "bfloat16"
         self.model.train()
         steps: list[tuple[torch.Tensor, torch.Tensor, int]] = []  # read at the end: no GPU waits
         for index, rows in enumerate(batches):
-            x = augment(self.images[rows], self.settings.flip, self.settings.crop, generator)
+            x = augment(self.images[rows], settings.flip, settings.crop, generator)
             own = distributed.share(len(rows))
             x, y = (x / 255)[own], self.labels[rows][own]
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            with torch.autocast(device.type, torch.bfloat16, enabled=rounds):
                 attacked = self.folded.refresh() if self.folded else self.model
                 if self.folded and x.is_cuda and distributed.processes() == 1:
                     attacked = self.replayed = self.replayed or Replayed(attacked, x)
@@ -214,11 +200,8 @@ def finetune(
     seed: int,
     after_step: Callable[[nn.Module], None] = lambda model: None,
 ) -> History:
-    """Train `model` in place on the images of `data`; the last epoch is kept.
-
-    seed: of this training, in place of that of `data`. after_step: called after every step, to hold
-    what must not change. Returns the history, one row per epoch.
-    """
+    """Train `model` in place on the images of `data`; the last epoch is kept. seed: of this
+    training. after_step: called after every step, to hold what must not change."""
     return Trainer(
         model,
         ((data.images * 255).round().to(torch.uint8), data.labels),
