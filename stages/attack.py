@@ -4,12 +4,11 @@ from typing import Annotated
 
 import typer
 
-from common import ProfileOption, Workspace, script
+from common import Workspace, script
 
 
 def attack(
     name: Annotated[str, typer.Argument(help="dense-<recipe>, or an entry of `models:`.")],
-    profile: ProfileOption = None,
 ) -> None:
     """Write runs/<profile>/<name>/{records.parquet,layers.parquet,adversarial.safetensors}.
 
@@ -25,13 +24,13 @@ def attack(
     from advprune.evaluate.layers import noisy_images, where
     from advprune.evaluate.suite import Suite
 
-    workspace = Workspace.open(profile)
+    workspace = Workspace()
     params, settings = workspace.params, workspace.profile
     device = setup(threads=1)  # processes share the work (core/ahead.py)
     model, test = workspace.load(name).to(device), workspace.splits("test")["test"]
     images = to_float(test.images)
     attacks = workspace.place("data", "attacks.json")  # DVC makes this stage depend on it
-    if not attacks.is_file() or read_json(attacks) != workspace.attacks:
+    if not attacks.is_file() or read_json(attacks) != params.attacks_in_force():
         raise UserError(f"{attacks} is not up to date; run `dvc repro` or stages/settings.py")
     files = [workspace.run(name), workspace.data("test"), attacks]
     entry, parent = params.models.get(name), None

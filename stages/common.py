@@ -4,9 +4,9 @@ import json
 import os
 import sys
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
@@ -17,7 +17,7 @@ except ImportError:
 
 from advprune.core.ending import WRONG, ended
 from advprune.core.errors import UserError
-from advprune.core.files import atomic
+from advprune.core.files import write_table
 from advprune.core.params import Params, load
 from advprune.core.profile import Profile
 
@@ -28,22 +28,13 @@ if TYPE_CHECKING:  # torch takes a while, and not every script needs it
     from advprune.core.resume import Parts
     from advprune.data import Split
 
-ProfileOption = Annotated[
-    str | None, typer.Option("--profile", help="Profile to run; by default that of params.yaml.")
-]
-SPLITS = ("train", "val", "test")
-
 
 @dataclass(frozen=True)
 class Workspace:
-    """The settings of a run and where its files lie, relative to the repository root."""
+    """The settings of a run, by default params.yaml, and where its files lie, relative to the root
+    of the repository."""
 
-    params: Params
-
-    @classmethod
-    def open(cls, profile: str | None) -> "Workspace":
-        """Read params.yaml; UserError where it is wrong."""
-        return cls(load(profile=profile))
+    params: Params = field(default_factory=load)
 
     @property
     def profile(self) -> Profile:
@@ -102,8 +93,7 @@ class Workspace:
     def write_table(self, path: Path, table: "pd.DataFrame") -> None:
         """Write a table as parquet."""
         if self.writes:
-            with atomic(path) as temporary:
-                table.to_parquet(temporary, index=False)
+            write_table(path, table)
 
     def take_finished(self, name: str, setting: Any, image_shape: tuple[int, int, int]) -> bool:
         """Save a model whose file the profile gives, with the facts of the card beside that; False
@@ -130,16 +120,15 @@ class Workspace:
 
     def entry(self, name: str, do: str) -> Any:
         """An entry of `models` that is made by a script; UserError for any other name."""
-        entry = self.params.models.get(name)
-        if entry is None or entry.do != do:
-            known = self.params.dense() if do == "train" else []
-            known += [key for key, entry in self.params.models.items() if entry.do == do]
-            raise UserError(f"{name} is none of the models with do: {do} ({', '.join(known)})")
-        return entry
+        known = {key: one for key, one in self.params.models.items() if one.do == do}
+        if name not in known:
+            names = [*(self.params.dense() if do == "train" else []), *known]
+            raise UserError(f"{name} is none of the models with do: {do} ({', '.join(names)})")
+        return known[name]
 
     def code(self) -> list[Path]:
         """The files of the user's own code, which unfinished work depends on."""
-        if self.profile.model.factory is None:
+        if self.profile.model.factory is None:  # foreign networks take seconds to import
             return []
         from advprune.models.foreign import code_files
 
@@ -155,13 +144,8 @@ class Workspace:
         """Where finished parts of a stage are kept, likewise."""
         from advprune.core.resume import Parts
 
-        known = *settings, self.params.seed
-        return Parts(Path("checkpoints"), *known, files=[*files, *self.code()])
-
-    @property
-    def attacks(self) -> dict[str, Any]:
-        """The attack settings in force, as plain values."""
-        return self.params.attacks_in_force()
+        files = [*files, *self.code()]
+        return Parts(Path("checkpoints"), *settings, self.params.seed, files=files)
 
 
 def script(command: Any, shared: bool = False) -> None:

@@ -1,14 +1,14 @@
 """Stage prepare: the data set as uint8 tensors, split into train, val and test."""
 
-from common import ProfileOption, Workspace, script
+from common import Workspace, script
 
 
-def prepare(profile: ProfileOption = None) -> None:
+def prepare() -> None:
     """Write data/<profile>/{train,val,test}.safetensors."""
     from advprune.data import prepare as prepare_data
     from advprune.data import save_split
 
-    workspace = Workspace.open(profile)
+    workspace = Workspace()
     splits = prepare_data(workspace.profile.data, workspace.params.seed)
     for name, split in splits.items():
         save_split(split, workspace.data(name))

@@ -4,19 +4,18 @@ from typing import Annotated
 
 import typer
 
-from common import ProfileOption, Workspace, script
+from common import Workspace, script
 
 
 def prune(
     name: Annotated[str, typer.Argument(help="An entry of `models:` with do: prune.")],
-    profile: ProfileOption = None,
 ) -> None:
     """Write runs/<profile>/<name>/model.{safetensors,json}."""
     from advprune.data import to_float
     from advprune.pruning import Data, chosen, setting_of
     from advprune.pruning import prune as prune_model
 
-    workspace = Workspace.open(profile)
+    workspace = Workspace()
     params, train = workspace.params, workspace.profile.train
     entry = workspace.entry(name, "prune")
     family, setting = chosen(entry.key, params.prune[entry.key])

@@ -4,12 +4,11 @@ from typing import Annotated
 
 import typer
 
-from common import ProfileOption, Workspace, script
+from common import Workspace, script
 
 
 def quantize(
     name: Annotated[str, typer.Argument(help="An entry of `models:` with do: quantize.")],
-    profile: ProfileOption = None,
 ) -> None:
     """Write runs/<profile>/<name>/model.{safetensors,json}."""
     from advprune.data import stratified_subset, to_float
@@ -18,7 +17,7 @@ def quantize(
     from advprune.quantization.training import quantization_aware
     from advprune.training.inputs import Data
 
-    workspace = Workspace.open(profile)
+    workspace = Workspace()
     params, entry = workspace.params, workspace.entry(name, "quantize")
     setting, train = params.quantize[entry.key], workspace.profile.train
     splits = workspace.splits("train", "test")

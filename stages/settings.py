@@ -6,13 +6,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common import ProfileOption, Workspace, script
+from common import Workspace, script
 
 if TYPE_CHECKING:
     from advprune.core.params import Params
 
 
-def settings(profile: ProfileOption = None) -> None:
+def settings() -> None:
     """Write files to data/<profile>/ that stages depend on instead of what they hold.
 
     settings.json: all settings of the run; attacks.json and studies/<name>.json: what attacks and
@@ -28,7 +28,7 @@ def settings(profile: ProfileOption = None) -> None:
 
     if Path(CLAIMS).exists():  # in a project of one's own there are none
         read_claims(Path(CLAIMS))
-    workspace = Workspace.open(profile)
+    workspace = Workspace()
     params, active = workspace.params, workspace.profile
     checked, whole = workspace.place("data", "settings.json"), params.model_dump(mode="json")
     whole["profiles"] = {params.profile: whole["profiles"][params.profile]}
@@ -37,16 +37,9 @@ def settings(profile: ProfileOption = None) -> None:
         unchanged = read_json(checked) == whole
     unchanged &= {file.stem for file in studies.glob("*.json")} == {*params.studies}
     if not unchanged:
-        from advprune.attacks.registry import attacks_of
-        from advprune.attacks.zoo import check_attack
-        from advprune.pruning import check_settings
-        from advprune.studies import check_studies, reads_of
+        from advprune.studies import reads_of
 
-        attacks_of(active)
-        check_settings(params)
-        check_studies(params)
-        for extra in params.attack.extra:
-            check_attack(extra.name, extra.arguments())
+        check(params)
         shutil.rmtree(studies, ignore_errors=True)
         studies.mkdir(parents=True)  # though there may be no study
         for name in params.studies:
@@ -56,7 +49,7 @@ def settings(profile: ProfileOption = None) -> None:
     pictures = {} if root is None else {root: sha256_of(existing(root))}
     noted = {
         checked: whole,
-        workspace.place("data", "attacks.json"): workspace.attacks,
+        workspace.place("data", "attacks.json"): params.attacks_in_force(),
         workspace.place("data", "pictures.json"): pictures,
         workspace.place("data", "weights.json"): files_of(params),
     }
@@ -68,6 +61,20 @@ def settings(profile: ProfileOption = None) -> None:
         named = f"- {os.path.relpath(file)}\n" in pipeline  # by `advprune init`
         if not own and not named:
             print(f"note: DVC does not watch {file}; after a change there run `dvc repro -f`")
+
+
+def check(params: "Params") -> None:
+    """UserError where one of the settings that are typed beside their code is wrong."""
+    from advprune.attacks.registry import attacks_of
+    from advprune.attacks.zoo import check_attack
+    from advprune.pruning import check_settings
+    from advprune.studies import check_studies
+
+    attacks_of(params.active())
+    check_settings(params)
+    check_studies(params)
+    for extra in params.attack.extra:
+        check_attack(extra.name, extra.arguments())
 
 
 def files_of(params: "Params") -> dict[str, str]:

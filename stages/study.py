@@ -4,20 +4,20 @@ from typing import Annotated
 
 import typer
 
-from common import SPLITS, ProfileOption, Workspace, script
+from common import Workspace, script
 
 
 def study(
     name: Annotated[str, typer.Argument(help="An entry of `studies:`.")],
-    profile: ProfileOption = None,
 ) -> None:
     """Write records/<profile>/<name>/records.parquet, and what else the study records."""
     from advprune.core.device import setup
     from advprune.core.files import read_json
+    from advprune.data import SPLITS
     from advprune.models.checkpoint import read_tensors
     from advprune.studies import Given, reads_of, run_study, settings_of
 
-    workspace = Workspace.open(profile)
+    workspace = Workspace()
     params = workspace.params
     typed = settings_of(params, name).model_dump()
     read = workspace.profile.model_dump(include=set(reads_of(params, name)))

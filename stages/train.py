@@ -8,21 +8,20 @@ from typing import Annotated, Any
 
 import typer
 
-from common import ProfileOption, Workspace, script
+from common import Workspace, script
 
 
 def train(
     name: Annotated[
         str, typer.Argument(help="dense-<recipe>, or an entry of `models:` with do: train.")
     ],
-    profile: ProfileOption = None,
 ) -> None:
     """Write runs/<profile>/<name>/model.{safetensors,json}, and dvclive/<profile>/<name>/ where
     DVCLive is installed."""
     from advprune.training.inputs import Inputs
     from advprune.training.networks import train_network
 
-    workspace = Workspace.open(profile)
+    workspace = Workspace()
     params, files = workspace.params, [workspace.data("train"), workspace.data("val")]
     parent = None
     if name not in params.dense():

@@ -2,10 +2,10 @@
 
 from functools import partial
 
-from common import ProfileOption, Workspace, script
+from common import Workspace, script
 
 
-def transfer(profile: ProfileOption = None) -> None:
+def transfer() -> None:
     """Write records/<profile>/transfer.parquet: one row per image, attack, source and target.
 
     Models that were not attacked yet (`dvc repro -s transfer`) are left out, which is said.
@@ -18,7 +18,7 @@ def transfer(profile: ProfileOption = None) -> None:
     from advprune.evaluate.transfer import images_for, transfer_records
     from advprune.models.checkpoint import read_tensors
 
-    workspace = Workspace.open(profile)
+    workspace = Workspace()
     device = workspace.device()
     params, settings = workspace.params, workspace.profile
     test = workspace.splits("test")["test"]
@@ -37,7 +37,7 @@ def transfer(profile: ProfileOption = None) -> None:
         for attack, pixels in read_tensors(places[name])[0].items()
     }
     files = [place for name in names for place in (workspace.run(name), places[name])]
-    parts = workspace.parts(workspace.attacks, files=[workspace.data("test"), *files])
+    parts = workspace.parts(params.attacks_in_force(), files=[workspace.data("test"), *files])
 
     def tried(target: str) -> pd.DataFrame:
         model, given = workspace.load(target).to(device), images_for(params, target, crafted)

@@ -22,6 +22,8 @@ import short
 import torch
 from torch import nn
 
+from advprune.attacks.minimum_norm import minimum_norm
+from advprune.attacks.registry import given
 from advprune.cli.app import main
 from advprune.core.train_settings import DataSettings
 from advprune.data import prepare
@@ -193,6 +195,13 @@ def linear_problem(norm: str) -> tuple[Linear, torch.Tensor, torch.Tensor, torch
     images = torch.randint(102, 153, (60, 3, 4, 4), generator=generator) / 255
     labels = model(images).argmax(1)
     return model, images, labels, model.distance(images, labels, norm)
+
+
+def nearest(
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, **options: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images and distances of the minimum-norm search, options by name."""
+    return minimum_norm(model, images, labels, *given("minimum_norm", eps=0.0, **options))
 
 
 def same_when_stored(

@@ -63,20 +63,16 @@ def saturated(logits: Tensor) -> Tensor:
     return 1e4 * logits
 
 
-@kind("rounded input")
-class Rounded(Around):
+@on_images("rounded input")
+def rounded(x: Tensor) -> Tensor:
     """Pixels rounded to 16 levels, and no gradient through that."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model((x * 15).round() / 15)
+    return (x * 15).round() / 15
 
 
-@kind("wrong sign")
-class Backwards(Around):
+@on_images("wrong sign")
+def backwards(x: Tensor) -> Tensor:
     """Right values, and a gradient of the wrong sign."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(2 * x.detach() - x)
+    return 2 * x.detach() - x
 
 
 @on_images("noise of the image")
@@ -246,14 +242,9 @@ class _Mixup(Stochastic):
         return 0.8 * h + 0.2 * self.uniform(h)
 
 
-def _drawn(model: nn.Module, layer: type[Stochastic]) -> Around:
-    """A planted model with this random layer before its network."""
-    return Around(model, layer())
-
-
-KINDS["random shifts"] = partial(_drawn, layer=_Shift)
-KINDS["ME-Net"] = partial(_drawn, layer=_LowRank)
-KINDS["mixup inference"] = partial(_drawn, layer=_Mixup)
+KINDS["random shifts"] = lambda model: Around(model, _Shift())
+KINDS["ME-Net"] = lambda model: Around(model, _LowRank())
+KINDS["mixup inference"] = lambda model: Around(model, _Mixup())
 
 
 class _Winners(nn.Module):
@@ -278,7 +269,7 @@ class Ensemble(Around):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        self.coarse, self.rounded = Quantized(model), Rounded(model)
+        self.coarse, self.rounded = Quantized(model), rounded(model)
 
     def forward(self, x: Tensor) -> Tensor:
         members = (self.coarse(x), self.rounded(x), self.model(x.detach()))

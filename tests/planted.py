@@ -1,5 +1,6 @@
 """Planted runs for the tests of the report: records in which every number has a known cause."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from workspace import RAW
 
 from advprune.core.attack_settings import KINDS
 from advprune.core.params import Params
 from advprune.core.settings import parse
-from advprune.report.run import Model, Run
+from advprune.data import Split, save_split
+from advprune.report.run import Model, Run, Transfers
 
 N = 40
 ATTACKS = {"main": (12 / 255, 10), "short": (1 / 255, 10), "long": (1 / 255, 40)}
@@ -156,6 +159,28 @@ def point(order: int, survivors: Sequence[int] = (4, 20, 4)) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True).assign(**facts)
 
 
+def record(run: Run, folder: Path = Path()) -> None:
+    """Write the files of a run as the stages do: models, answers to others' images, test images."""
+    tables = []
+    for one in run.models:
+        place = folder / "runs/digits" / one.name
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "model.json").write_text(json.dumps(one.card))
+        one.records.to_parquet(place / "records.parquet")
+        one.layers.to_parquet(place / "layers.parquet")
+        tables += [
+            table.assign(target=one.name, source=source, attack=attack)
+            for (source, attack), table in one.transfers.items()
+        ]
+    if tables:
+        (folder / "records/digits").mkdir(parents=True, exist_ok=True)
+        pd.concat(tables).to_parquet(folder / "records/digits/transfer.parquet")
+    images, labels = torch.from_numpy(run.clean_images), torch.zeros(N, dtype=torch.int64)
+    (folder / "data/digits").mkdir(parents=True, exist_ok=True)
+    split = Split(images, labels, tuple(run.classes), "planted")
+    save_split(split, folder / "data/digits/test.safetensors")
+
+
 def run_of(
     *models: Model, params: Params | None = None, studies: Mapping[str, pd.DataFrame] | None = None
 ) -> Run:
@@ -172,10 +197,22 @@ def run_of(
         {(o.name, main): one.transferred(main) for o in chosen if o is not one} | one.transfers
         for one in chosen
     ]
+    pairs = zip(chosen, heard, strict=True)
+    known = [replace(one, transfers=found) for one, found in pairs]
+    return whole(known, params or settings(), studies)
+
+
+def whole(
+    models: list[Model],
+    params: Params,
+    studies: Mapping[str, pd.DataFrame] | None = None,
+    attackers: Transfers | None = None,
+) -> Run:
+    """A run of these models and records of studies on four classes."""
     return Run(
-        params=params or settings(),
-        models=[replace(one, transfers=found) for one, found in zip(chosen, heard, strict=True)],
-        attackers={},
+        params=params,
+        models=models,
+        attackers=attackers or {},
         studies=dict(studies or {}),
         source="planted",
         classes=list("abcd"),

@@ -1,6 +1,5 @@
 """What everything stands on: workers, devices, files, progress."""
 
-import ctypes
 import os
 import shutil
 import signal
@@ -21,7 +20,6 @@ from advprune.core.ahead import ahead
 from advprune.core.errors import UserError
 from advprune.core.files import fingerprint, sha256_of, write_json
 from advprune.core.params import load
-from advprune.core.progress import progress
 from advprune.core.resume import Parts
 
 # --- work ahead in other processes ----------------------------------------------------------------
@@ -77,17 +75,11 @@ def test_one_worker_computes_as_several_do(tmp_path, monkeypatch):
     assert set(found.process) == {os.getpid()} and set(found.threads) == {1}
 
 
-def test_a_gpu_leaves_the_work_to_the_caller(tmp_path, monkeypatch):
+def test_nothing_is_done_ahead_on_a_gpu_or_inside_of_a_job(tmp_path, monkeypatch):
+    work = [partial(Path.touch, tmp_path / f"{n}") for n in range(2)]
+    ahead("outer", [partial(ahead, "inner", work)] * 2)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    ahead("squares", jobs(Parts(tmp_path, "test", files=[])))
-    assert not list(tmp_path.rglob("*.parquet"))
-
-
-def test_work_ahead_does_not_split_again(tmp_path):
-    def inner():
-        ahead("inner", [partial(Path.touch, tmp_path / f"{n}") for n in range(2)])
-
-    ahead("outer", [inner, inner])
+    ahead("jobs", work)
     assert not list(tmp_path.iterdir())
 
 
@@ -126,17 +118,6 @@ def test_nothing_outlives_a_killed_parent(tmp_path):
     assert not any(running(int(child)) for child in children)
 
 
-def test_an_interrupted_worker_says_nothing(tmp_path):
-    terminal = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)"
-    command = [sys.executable, "-c", f"{terminal}\n{FAILING}", str(tmp_path)]
-    parent = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while len(list(tmp_path.iterdir())) < 2:
-        time.sleep(0.05)
-    os.killpg(parent.pid, signal.SIGINT)  # as Ctrl-C does
-    _, said = parent.communicate(timeout=60)
-    assert "job(number)" not in said and said.count("KeyboardInterrupt") == 1
-
-
 def running(process):
     """Whether it is there and no zombie."""
     try:
@@ -146,33 +127,6 @@ def running(process):
 
 
 # --- where and how to compute ---------------------------------------------------------------------
-SIZE = 1 << 24  # bytes of a feature map
-HELD = f"""
-import ctypes, torch
-from advprune.core.device import setup
-class Info(ctypes.Structure):
-    _fields_ = [(f"count_{{i}}", ctypes.c_size_t) for i in range(10)]  # the first: the heap's bytes
-libc = ctypes.CDLL(None)
-libc.mallinfo2.restype = Info
-for _ in range(2):
-    before = libc.mallinfo2().count_0
-    torch.ones({SIZE // 4})
-    print(libc.mallinfo2().count_0 - before)
-    setup()
-"""
-ASKED = sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallinfo2")
-
-
-@pytest.mark.skipif(not ASKED, reason="asks a C library that counts")
-def test_memory_of_a_tensor_is_kept_for_the_next():
-    """How many more bytes a process keeps for itself after a tensor of SIZE bytes has gone, before
-    setup and after it. Some of it lay in what the process had already."""
-    command = [sys.executable, "-c", HELD]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    before, after = map(int, said.split())
-    assert before < SIZE / 2 < after
-
-
 @pytest.mark.parametrize(("processes", "expected"), [(1, 3), (2, 1)])
 def test_training_takes_the_threads_of_the_profile_but_under_torchrun(
     monkeypatch, processes, expected
@@ -208,32 +162,28 @@ def test_a_file_takes_the_place_of_no_folder_and_of_no_pipe(tmp_path):
 
 
 def test_hashes_follow_content_names_and_links(tmp_path):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "x").write_text("1")
-    one = sha256_of(tmp_path / "a")
-    (tmp_path / "a" / "__pycache__").mkdir()
-    (tmp_path / "a" / "__pycache__" / "x.pyc").write_text("2")
-    assert sha256_of(tmp_path / "a") == one
-    (tmp_path / "a" / "x").rename(tmp_path / "a" / "y")
-    assert sha256_of(tmp_path / "a") != one
-    assert fingerprint({"b": 1, "a": 2}) == fingerprint({"a": 2, "b": 1}) != fingerprint({"a": 2})
+    def folder(name, **held):
+        (tmp_path / name).mkdir(parents=True)
+        for file, text in held.items():
+            (tmp_path / name / file).write_text(text)
+        return tmp_path / name
+
+    one, linked = folder("one", x="1"), folder("linked")
+    hashes = [sha256_of(one)]
+    folder("one/__pycache__", y="2")
+    assert sha256_of(one) == hashes[0]
+    hashes += [sha256_of(folder(f"of {n}", **{n: t})) for n, t in (("y", "1"), ("x", "2"))]
+    # A boundary between name and content is part of the hash.
+    hashes += [sha256_of(folder(f"of {n}", **{n: t})) for n, t in (("ab", "c"), ("a", "bc"))]
     # A data set behind links is known by what lies there; a link back does no harm.
-    folder, one = tmp_path / "data", tmp_path / "one"
-    folder.mkdir()
-    one.mkdir()
-    (one / "x").write_text("1")
-    (folder / "train").symlink_to(one)
-    (folder / "loop").symlink_to(folder)
-    (folder / os.fsdecode(b"\xff")).write_text("")
-    before = sha256_of(folder)
+    (linked / "train").symlink_to(one)
+    (linked / "loop").symlink_to(linked)
+    (linked / os.fsdecode(b"\xff")).write_text("")
+    hashes.append(sha256_of(linked))
     (one / "x").write_text("2")
-    assert sha256_of(folder) != before
-    found = set()
-    for name, contents in (("ab", "c"), ("a", "bc"), ("abc", "")):
-        (place := tmp_path / f"of {name}").mkdir()
-        (place / name).write_text(contents)
-        found.add(sha256_of(place))
-    assert len(found) == 3
+    hashes.append(sha256_of(linked))
+    assert len(set(hashes)) == len(hashes) == 7
+    assert fingerprint({"b": 1, "a": 2}) == fingerprint({"a": 2, "b": 1}) != fingerprint({"a": 2})
     with pytest.raises(UserError, match=r"cannot read .*absent"):
         sha256_of(tmp_path / "absent")
 
@@ -251,20 +201,3 @@ def test_the_key_of_unfinished_work_follows_every_module_and_version(tmp_path, m
     monkeypatch.setattr(files, "version", lambda package: "0")
     keys.add(fingerprint(1))
     assert len(modules) > 100 and len(keys) == len(modules) + 2
-
-
-# --- what the terminal shows ----------------------------------------------------------------------
-def test_a_narrow_terminal_cuts_the_words_and_no_numbers(monkeypatch, capsys):
-    for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
-        monkeypatch.delenv(name, raising=False)
-    what = "ESR={'E': 0.01} [field] eps 0.031 steps 40"
-    for columns in (80, 200):
-        monkeypatch.setenv("COLUMNS", str(columns))
-        with progress(what, 11460) as advance:
-            advance(11460)
-        (line,) = filter(None, capsys.readouterr().err.splitlines())
-        shown, _, numbers = line.partition(" ━")
-        assert numbers.split()[1] == "11460/11460" and "…" not in numbers
-        assert len(line) <= columns
-        assert shown == what if columns == 200 else what.startswith(shown.removesuffix("…"))
-        assert ("…" in shown) == (columns == 80)

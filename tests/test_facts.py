@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 import typer
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from workspace import change, copy_pipeline, stage
 
 from advprune.attacks.registry import typed
@@ -323,30 +321,11 @@ def test_wrong_settings(bench, name, arguments, key, value, words):
     assert all(word in message for word in words), message
 
 
-def spoil(path, name, value):
-    """Put `value` into the first place of a tensor of a safetensors file."""
-    tensors = load_file(path)
-    tensors[name].view(-1)[0] = value
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-    save_file(tensors, path, metadata)
-
-
-def test_a_checkpoint_with_nan_and_one_cut_in_half(bench):
-    spoil(Path(WEIGHTS), "linear.weight", float("nan"))
-    assert "linear.weight holds NaN" in bench.refused("attack", "dense-standard")
+def test_a_checkpoint_cut_in_half(bench):
     path = Path(WEIGHTS)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     said = bench.refused("prune", "E-standard"), bench.refused("attack", "dense-standard")
     assert all(WEIGHTS in message and "damaged" in message for message in said)
-
-
-def test_weights_of_another_width(bench):
-    shutil.copy(WEIGHTS, "other.safetensors")
-    bench.put("profiles/digits/model/width", 8)
-    bench.put("profiles/digits/model/weights", {"standard": {"path": "other.safetensors"}})
-    message = bench.refused("train", "dense-standard")
-    assert "other.safetensors" in message and "another width" in message
 
 
 def test_a_place_that_cannot_be_written(bench):

@@ -12,15 +12,13 @@ from math import sqrt
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
-import torch
 from planted import N, model, planted, run_of, settings
+from planted import record as planted_files
 from ruamel.yaml import YAML
 from workspace import ROOT, git
 
 from advprune.core.errors import UserError
-from advprune.data.split import Split, save_split
 from advprune.report.gate import judge
 from advprune.report.gate_page import page
 from advprune.report.margin import Rules, least, loss
@@ -193,7 +191,7 @@ RESULTS_TEXT = results(run_of(model("A"))).to_csv(index=False)
     [
         ("", "is damaged"),
         ("a,b\n1,2\n", "has no column model"),
-        (RESULTS_TEXT.replace(",norm,", ",x,", 1), "has no column norm"),
+        (RESULTS_TEXT.replace(",eps,", ",x,", 1), "has no column eps"),
         (RESULTS_TEXT.replace(",1111000", ",1112000"), "not 0 or 1 per image"),
         (RESULTS_TEXT.replace(",1111000", ",111000"), "not 0 or 1 per image"),
         (
@@ -208,7 +206,7 @@ RESULTS_TEXT = results(run_of(model("A"))).to_csv(index=False)
         (RESULTS_TEXT.replace("0.18823529411764706", "0.8"), "contradict each other"),
         (RESULTS_TEXT.replace("0.18823529411764706", "0"), "eps no budget"),
         (RESULTS_TEXT.replace(",40,", f",{10**400},"), "not 0 or 1 per image"),
-        (RESULTS_TEXT.replace("0.18823529411764706", "8/255"), "eps of dense-standard is no num"),
+        (RESULTS_TEXT.replace("0.18823529411764706", "8/255"), "could not convert"),
         (RESULTS_TEXT.replace(",reliable", ",not run", 1), "was not run has numbers"),
         (RESULTS_TEXT.replace(",reliable", ",not run"), "models are missing"),
     ],
@@ -309,24 +307,8 @@ def write(*models):
 
 def record(*models):
     """The files of a run that a repository does not hold, as the other stages write them."""
-    whole, tables = planted_run(*models), []
-    for one in whole.models:
-        folder = Path("runs/digits", one.name)
-        folder.mkdir(parents=True)
-        (folder / "model.json").write_text(json.dumps(one.card))
-        one.records.to_parquet(folder / "records.parquet")
-        one.layers.to_parquet(folder / "layers.parquet")
-        tables += [
-            table.assign(target=one.name, source=source, attack=attack)
-            for (source, attack), table in one.transfers.items()
-        ]
-    images, labels = torch.from_numpy(whole.clean_images), torch.zeros(N, dtype=torch.int64)
-    save_split(
-        Split(images, labels, whole.classes, "planted"), Path("data/digits/test.safetensors")
-    )
+    planted_files(planted_run(*models))
     shutil.copy(ROOT / "claims.yaml", "claims.yaml")
-    Path("records/digits").mkdir(parents=True)
-    pd.concat(tables).to_parquet("records/digits/transfer.parquet")
 
 
 def forge(model="A-standard", hits=36):
@@ -421,7 +403,7 @@ REFUSED = {
     "--base nowhere": "Needed a single revision",
     "--base=--output=x": "Needed a single revision",
     "--alpha 1": "--alpha lies between 0 and 1 (got 1.0)",
-    "--margin nan": "--margin is a number of points, between 0 and 100 (got nan)",
+    "--margin nan": "--margin lies between 0 and 100 (got nan)",
     "--floor A=30": "--floor: there is no model 'A'; check its name",
     "--floor A=many": "--floor is a percentage, or <model>=<percentage> (got A=many)",
     "--profile cifar10": "no profile 'cifar10'",

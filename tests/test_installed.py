@@ -285,11 +285,9 @@ def test_the_guides_code(linear, tmp_path, monkeypatch):
         ({"eps": "a lot"}, "eps is a number or a fraction"),
         ({"eps": 2.0}, "at most 1 in Linf"),
         ({"eps": "0.5/255"}, "in images of 8 bits nothing changes by less than 1/255"),
-        ({"eps": 0.003, "norm": "L2"}, "in images of 8 bits nothing changes by less than 1/255"),
         ({"eps": 5.0, "norm": "L2"}, "at most 4 in L2"),
         ({"norm": "L1"}, "norm is Linf or L2"),
         ({"labels": torch.full((24,), 2)}, "label 2 is none of 2 classes"),
-        ({"model": nn.Softmax(1)}, "the model returns"),
         ({"dense": nn.Sequential(nn.Flatten(), nn.Linear(16, 3))}, "classes"),
     ],
 )
@@ -314,8 +312,7 @@ def test_defaults_are_the_settings_of_all_profiles():
 
 # --- pictures ------------------------------------------------------------------------------------
 def test_only_drawn_pictures_are_opened(folder, monkeypatch):
-    opened = []
-    decode = given_module.decode
+    opened, decode = [], given_module.decode
 
     def noted(place, name, *rest):
         opened.append(f"{place.name}/{name}")
@@ -323,21 +320,15 @@ def test_only_drawn_pictures_are_opened(folder, monkeypatch):
 
     monkeypatch.setattr(given_module, "decode", noted)
 
-    def peak():
-        tracemalloc.start()
-        split = read_given(folder / "pictures", 10)
-        assert torch.bincount(split.labels).tolist() == [5, 5]
-        top = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return top
-
-    before = peak()
     for kind in ("above", "below"):
-        for number in range(5_000):
-            place = folder / "pictures" / kind
+        place = folder / "pictures" / kind
+        for number in range(500):
             os.link(place / "0.png", place / f"more{number}.png")
-    opened.clear()
-    assert peak() - before < 4_000_000 and len(opened) == 10
+    tracemalloc.start()
+    split = read_given(folder / "pictures", 10)
+    assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    tracemalloc.stop()
+    assert torch.bincount(split.labels).tolist() == [5, 5] and len(opened) == 10
 
 
 def test_classes_are_in_the_order_of_the_outputs(folder):

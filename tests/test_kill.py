@@ -11,12 +11,13 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import pytest
 from hostile import SECONDS
-from workspace import TINY, change, copy_pipeline, environment, made_here, run, stage
+from workspace import TINY, change, copy_pipeline, environment, made_here, run
 
 from advprune.core.files import sha256_of
 
@@ -59,20 +60,13 @@ def unbroken(tmp_path_factory):
     return seen(folder)
 
 
-def heard():
-    """A shell that starts tests in the background has them ignore interrupts."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def members(group):
     """The processes of a group that have not ended."""
     for entry in Path("/proc").glob("[0-9]*/stat"):
-        try:
+        with suppress(OSError):  # it has just ended
             state, _, found = entry.read_text().rpartition(")")[2].split()[:3]
-        except OSError:  # it has just ended
-            continue
-        if int(found) == group and state != "Z":
-            yield int(entry.parent.name)
+            if int(found) == group and state != "Z":
+                yield int(entry.parent.name)
 
 
 def break_off(process, fault):
@@ -107,7 +101,8 @@ def test_after_any_fault_the_next_run_gives_the_same_bytes(chain, unbroken, tmp_
             stderr=subprocess.DEVNULL,
             text=True,
             start_new_session=True,
-            preexec_fn=heard,
+            # A shell that starts tests in the background has them ignore interrupts.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         assert process.stdout is not None
         said = (time.monotonic() for line in process.stdout if line.startswith("Running stage"))
@@ -121,24 +116,3 @@ def test_after_any_fault_the_next_run_gives_the_same_bytes(chain, unbroken, tmp_
     assert seen(folder) == unbroken
     left = list((folder / "checkpoints").rglob("*")) if (folder / "checkpoints").exists() else []
     assert all("writing" in path.parts for path in left if path.is_file()), left
-
-
-def test_of_two_stages_at_once_on_one_checkpoint_folder_one_is_refused(unbroken, tmp_path):
-    """The first is held where it has begun, so that the second meets it in any case."""
-    folder = small(tmp_path / "work")
-    assert stage(folder, "prepare") == 0 and stage(folder, "settings") == 0
-    train = ("stages/train.py", "dense-standard")
-    first = subprocess.Popen([sys.executable, *train], cwd=folder, env=environment())
-    while not list((folder / "checkpoints").glob("*.lock")):
-        assert first.poll() is None
-        time.sleep(0.05)
-    time.sleep(0.2)  # between making the file and locking it
-    first.send_signal(signal.SIGSTOP)
-    second = run(folder, *train)
-    first.send_signal(signal.SIGCONT)
-    assert second.returncode == 2
-    assert "another process is at the same work" in second.stderr.splitlines()[-1]
-    assert first.wait(timeout=PATIENCE) == 0
-    place = "runs/digits/dense-standard/model.safetensors"
-    assert sha256_of(folder / place) == unbroken[place]
-    assert not list((folder / "checkpoints").glob("*.lock"))

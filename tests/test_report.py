@@ -8,15 +8,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from PIL import Image
-from planted import N, model, planted, point, rows, run_of, searched, settings, swept_on
+from planted import N, model, planted, point, record, rows, run_of, searched, settings, swept_on
 from ruamel.yaml import YAML
 from workspace import ROOT
 
 from advprune.core.errors import UserError
 from advprune.core.params import load
-from advprune.data import Split, save_split
 from advprune.evaluate.statistics import Rate
 from advprune.report import formats
 from advprune.report import page as page_module
@@ -43,7 +41,7 @@ from advprune.report.write import write_metrics, write_report
         (formats.budget, 1.6 / 255, "1.6/255"),
         (formats.budget, 0.03, "0.03"),
         (formats.budget, 0.0, "0"),
-        (formats.points, -0.0004, "+0.0"),
+        (formats.kind_of("a_difference").text, -0.0004, "+0.0"),
         (formats.percent, 0.0, "0.0"),
         (formats.percent, 0.0004, "0.04"),  # not 0.0: 4 of 10,000
         (formats.percent, 0.99951, "99.95"),
@@ -88,9 +86,9 @@ def test_the_name_of_a_column_says_how_it_reads():
 
 def test_a_table_is_shown_without_columns_that_say_nothing():
     table = pd.DataFrame({"model": ["A", "B"], "bits": [8, 32], "ece": [None, None]})
-    found = grid(table)
-    assert [column.name for column in found.columns] == ["model", "bits"]
-    assert [[value for _, value in row] for row in found.rows] == [["A", 8.0], ["B", 32.0]]
+    columns, rows = grid(table)
+    assert [column.name for column in columns] == ["model", "bits"]
+    assert [[value for _, value in row] for row in rows] == [["A", 8.0], ["B", 32.0]]
     assert str(markdown_table(table.assign(model=["a|b", "<b>"]))).count("\\|") == 1
 
 
@@ -169,20 +167,23 @@ def test_what_is_swept_is_set_beside_the_same_images():
     assert len(whole.swept.by_name["A-standard"].transferred("main")) == 8
 
 
-def dense_alone(folder):
-    """The files of a run in which only the dense network was attacked; returns its folder."""
-    place = folder / "runs" / "digits" / "dense-standard"
-    dense = model("dense", setting={"method": "standard"})
-    (place / "model.json").parent.mkdir(parents=True)
-    (place / "model.json").write_text(json.dumps(dense.card))
-    for table, name in ((dense.records, "records"), (dense.layers, "layers")):
-        table.to_parquet(place / f"{name}.parquet")
-    return place
+KNOWN = {
+    "recipes": {"standard": {}},
+    "prune": {"A": 1, "Q": {"family": "A"}},
+    "models": {
+        "A-standard": {"do": "prune", "by": "prune.A", "of": "dense-standard"},
+        "Q-standard": {"do": "prune", "by": "prune.Q", "of": "A-standard"},
+    },
+    "studies": {"sweep": {"study": "sweep", "of": "dense-standard", "points": {"A": [1, 2.0]}}},
+}
+DENSE = model("dense", setting={"method": "standard"})
 
 
 @pytest.mark.parametrize("broken", ["records.parquet", "model.json", "layers.parquet"])
 def test_missing_and_damaged_files_are_refused_with_what_to_do(tmp_path, broken):
-    params, place = settings(recipes={"standard": {}}), dense_alone(tmp_path)
+    params = settings(recipes={"standard": {}})
+    record(run_of(DENSE, params=params), tmp_path)
+    place = tmp_path / "runs/digits/dense-standard"
     (place / broken).write_text("{")
     with pytest.raises(UserError, match=f"{broken}.*damaged"):
         read_run(params, tmp_path)
@@ -193,17 +194,14 @@ def test_missing_and_damaged_files_are_refused_with_what_to_do(tmp_path, broken)
 
 def test_a_partial_run_names_what_was_not_run_and_the_stage_that_makes_it(tmp_path):
     """A model is judged beside its dense network: B's records count once that one is attacked."""
-    dense_alone(tmp_path)
     made = {"do": "prune", "by": "prune.A"}
     models = {"A-standard": {**made, "of": "dense-standard"}, "B": {**made, "of": "dense-robust"}}
     studies = {"sweep": {"study": "sweep", "of": "dense-standard"}}
     studies["flips"] = {"study": "bitflip", "of": "B"}
     params = settings(models=models, studies=studies)
-    (tmp_path / "runs/digits/B").mkdir()
-    model("B").records.to_parquet(tmp_path / "runs/digits/B/records.parquet")
-    images = torch.zeros(N, 1, 8, 8, dtype=torch.uint8), torch.zeros(N).long()
-    (tmp_path / "data/digits").mkdir(parents=True)
-    save_split(Split(*images, tuple("abcd"), "p"), tmp_path / "data/digits/test.safetensors")
+    record(run_of(DENSE, params=params), tmp_path)
+    record(replace(run_of(DENSE), models=[replace(model("B"), name="B", transfers={})]), tmp_path)
+    (tmp_path / "records/digits/transfer.parquet").unlink(missing_ok=True)
     run = read_run(params, tmp_path)
     assert [one.name for one in run.models] == ["dense-standard"]
     assert run.absent == (
@@ -228,34 +226,16 @@ def test_a_partial_run_names_what_was_not_run_and_the_stage_that_makes_it(tmp_pa
     assert set(revision_of(read("digits", tmp_path / "reports")).results) == {"dense-standard"}
 
 
-def files_of(folder, one):
-    """The files of a model of a run."""
-    place = folder / "runs" / "digits" / one.name
-    place.mkdir(parents=True)
-    (place / "model.json").write_text(json.dumps(one.card))
-    one.records.to_parquet(place / "records.parquet")
-    one.layers.to_parquet(place / "layers.parquet")
-
-
 def test_what_other_settings_made_is_not_reported(tmp_path, capsys):
     """A is made by prune.A: 1, Q from A; the sweep's points are 1 and 2."""
-    dense_alone(tmp_path)
-    for one in (model("A"), model("Q", setting={})):
-        files_of(tmp_path, one)
+    record(run_of(DENSE, model("A"), model("Q", setting={})), tmp_path)
+    (tmp_path / "records/digits/transfer.parquet").unlink()
     table = pd.concat([point(0), point(1)], ignore_index=True).assign(family="A")
-    (tmp_path / "records/digits/sweep").mkdir(parents=True)
+    (tmp_path / "records/digits/sweep").mkdir()
     table.to_parquet(tmp_path / "records/digits/sweep/records.parquet")
-    images = torch.zeros(N, 1, 8, 8, dtype=torch.uint8), torch.zeros(N).long()
-    (tmp_path / "data/digits").mkdir(parents=True)
-    save_split(Split(*images, tuple("abcd"), "p"), tmp_path / "data/digits/test.safetensors")
-    sweep = {"study": "sweep", "of": "dense-standard", "points": {"A": [1, 2.0]}}
-    made = {"do": "prune", "by": "prune.A", "of": "dense-standard"}
-    child = {"do": "prune", "by": "prune.Q", "of": "A-standard"}
-    known = {"models": {"A-standard": made, "Q-standard": child}, "studies": {"sweep": sweep}}
-    known |= {"recipes": {"standard": {}}, "prune": {"A": 1, "Q": {"family": "A"}}}
 
     def names(**changes):
-        run = read_run(settings(**known | changes), tmp_path)
+        run = read_run(settings(**KNOWN | changes), tmp_path)
         lacking = [one.name for one in run.absent if one.kind != "transfer"]
         assert capsys.readouterr().err == (
             f"left out, as made by other settings: {', '.join(lacking)}\n" if lacking else ""
@@ -263,10 +243,11 @@ def test_what_other_settings_made_is_not_reported(tmp_path, capsys):
         return lacking
 
     assert names() == []
-    assert names(prune=known["prune"] | {"A": 1.5}) == ["A-standard", "Q-standard"]
-    assert names(studies={"sweep": sweep | {"points": {"A": [1, 3]}}}) == ["sweep"]
+    assert names(prune=KNOWN["prune"] | {"A": 1.5}) == ["A-standard", "Q-standard"]
+    sweep = KNOWN["studies"]["sweep"] | {"points": {"A": [1, 3]}}
+    assert names(studies={"sweep": sweep}) == ["sweep"]
     noted = tmp_path / "data/digits/attacks.json"
-    noted.write_text(json.dumps(settings(**known).attacks_in_force()))
+    noted.write_text(json.dumps(settings(**KNOWN).attacks_in_force()))
     assert names() == []
     own = settings().model_dump(exclude_unset=True)
     with pytest.raises(UserError, match="holds other attacks than the settings; run"):

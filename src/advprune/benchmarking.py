@@ -4,8 +4,8 @@
     print(found)
     found.page("net.html")
 
-`advprune evaluate` and the pipeline's attack stage run the same suite; this is the one place where
-networks that are not part of a pipeline become a `Run`, which is what reports are computed from.
+`advprune evaluate` does the same; networks outside of a pipeline become a `Run` here, which is what
+reports are computed from.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from advprune.core.device import device_of
-from advprune.core.files import atomic, write_json
+from advprune.core.files import atomic, write_json, write_table
 from advprune.core.params import Params, StudyEntry
 from advprune.core.progress import progress
 from advprune.core.resume import Parts
@@ -50,9 +50,8 @@ OWN = ("model", "family", "parent", "root", "recipe", "do", "group", "images", "
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A network to evaluate. card: its facts (models/card.py). files: those that it depends on; an
-    evaluation that was killed resumes where none of them changed. known: what was said of it
-    besides."""
+    """A network to evaluate. card: its facts (models/card.py). files, known: what it depends on; an
+    evaluation that was killed resumes where none of that changed."""
 
     network: nn.Module
     card: dict[str, Any]
@@ -62,10 +61,8 @@ class Subject:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Benchmark:
-    """What was found of a network, or of a compressed one beside its dense network.
-
-    run: all of it, as a report reads it; the network is its last model.
-    """
+    """What was found of a network, or of a compressed one beside its dense network: the last model
+    of a run, which holds all of it as a report reads it."""
 
     run: Run
 
@@ -85,8 +82,8 @@ class Benchmark:
 
     @property
     def distances(self) -> np.ndarray:
-        """Smallest change found that fools the network, by image `[N]`, in units of the pixel range
-        and the chosen norm; infinite where none was found."""
+        """Smallest change found that fools the network, by image `[N]`, in the chosen norm and
+        units of the pixel range; infinite where none was found."""
         return self.run.distances(self._model)
 
     @property
@@ -131,8 +128,7 @@ class Benchmark:
         checks = [asdict(check) for check in verdict.checks]
         write_json(folder / "verdict.json", {"verdict": verdict.level, "checks": checks})
         for name, table in ({"records": self.records} | dict(self.run.studies)).items():
-            with atomic(folder / f"{name}.parquet") as temporary:
-                table.to_parquet(temporary, index=False)
+            write_table(folder / f"{name}.parquet", table)
 
 
 def benchmark(
@@ -152,13 +148,12 @@ def benchmark(
 
     model: images `[N, C, H, W]` in [0, 1] to logits `[N, K]`, normalization inside; it stays on its
     device and as it is. Or any function of such images that gives scores or labels `[N]`, such as a
-    deployed file in its runtime (docs/deployed.md). images: uint8, or floats in [0, 1], which are
-    rounded to 8 bits. labels: int64 `[N]`. eps: in units of the pixel range, 0.03 or "8/255". norm:
-    Linf or L2. dense: the network that `model` was compressed from; adds transfer and paired
-    comparisons. twin: of a function, a network with the same answers whose gradients are followed
-    in its place; by default `dense`. classes: of a function that gives labels, how many there are,
-    if more than labels and networks show. queries: how often a search without gradients may ask
-    about an image. InputError where one of these makes no sense.
+    deployed file (docs/deployed.md). images: uint8, or floats in [0, 1], which are rounded to 8
+    bits. labels: int64 `[N]`. eps: in units of the pixel range, 0.03 or "8/255". norm: Linf or L2.
+    dense: what `model` was compressed from; adds transfer and paired comparisons. twin, classes: of
+    a function, a network with the same answers whose gradients are followed (by default `dense`),
+    and how many classes there are, if more than labels and networks show. queries: of a search
+    without gradients, per image. InputError where one of these makes no sense.
     """
     who = "benchmark"
     if isinstance(images, Tensor) and images.dtype == torch.uint8:
@@ -167,18 +162,21 @@ def benchmark(
     refuse(who, {"there are no images": not len(images)})
     pixels = (images * 255).round().to(torch.uint8).cpu()
     images, labels = to_float(pixels), labels.cpu()
+
+    def classes_of(network: nn.Module) -> int:
+        with torch.no_grad():
+            return int(network(images[:1].to(device_of(network))).shape[1])
+
     beside = [admitted(who, one, images, labels) for one in (dense, twin) if one is not None]
-    with torch.no_grad():
-        counts = {one(images[:1].to(device_of(one))).shape[1] for one in beside}
+    counts = {classes_of(one) for one in beside}
     if not isinstance(model, nn.Module) and callable(model):
         model = target_of(model, images, max({classes, int(labels.max()) + 1} | counts))
     unused = "twin and classes are of a function; a network has gradients and classes of its own"
     refuse(who, {unused: not isinstance(model, Target) and (twin is not None or classes > 0)})
     model = admitted(who, model, images, labels)
-    with torch.no_grad():
-        counts.add(model(images[:1].to(device_of(model))).shape[1])
+    counts.add(classes_of(model))
     refuse(who, {f"the networks have {sorted(counts)} classes": len(counts) > 1})
-    names = tuple(str(number) for number in range(counts.pop()))
+    names = tuple(map(str, range(counts.pop())))
     split = Split(pixels, labels, names, "images that were given")
     networks = [model] if dense is None else [beside[0], model]
     subjects = [Subject(one, card_of(None, one, image_shape=split.shape)) for one in networks]
@@ -196,19 +194,15 @@ def measured(
     twin: Subject | None = None,
 ) -> Benchmark:
     """One network, or a dense network and then a compressed one, through the suite of the settings.
-
-    place: where finished attacks are kept until all are. twin: whose gradients are followed in the
-    place of a target's, if not those of the dense network.
-    """
+    place: where finished attacks are kept until all are. twin: of a target, as for `benchmark`."""
     profile, main, images = params.active(), params.attack.main, to_float(split.images)
     facts = profile.model_dump(include={"data", "attacks", "suite", "curves", "batch"})
     facts |= {"attack": params.attack.model_dump(), "seed": params.seed}
     facts |= {"images": sha256_of(split)}
-    names = (DENSE, MODEL)[-len(subjects) :]
     models: list[Model] = []
     parent: nn.Module | None = None
     sent: dict[tuple[str, str], Any] = {}  # images made on the last, for the other
-    for name, subject in zip(names, subjects, strict=True):
+    for name, subject in zip((DENSE, MODEL)[-len(subjects) :], subjects, strict=True):
         network, card, above = subject.network, subject.card, parent
         files = [file for one in subjects[: len(models) + 1] for file in one.files]
         if isinstance(network, Target) and (beside := twin.network if twin else parent) is not None:
@@ -222,13 +216,12 @@ def measured(
             key: transfer_records(network, images, split.labels, {key: crafted}, suite.work)
             for key, crafted in sent.items()
         }
-        made = card, records, pd.DataFrame(), tables
-        family = "given" if models else "dense"
-        models.append(Model(name, family, names[0], names[0], "given", *made))
+        family, root = ("given", models[0].name) if models else ("dense", name)
+        own = card, records, pd.DataFrame(), tables
+        models.append(Model(name, family, root, root, "given", *own))
         parent, sent = network, {(name, main): adv[main]}
     if len(models) > 1:  # compared models face the same attacks: images go both ways
-        dense = subjects[0].network
-        back = transfer_records(dense, images, split.labels, sent, suite.work)
+        back = transfer_records(subjects[0].network, images, split.labels, sent, suite.work)
         models[0] = replace(models[0], transfers={next(iter(sent)): back})
     about = split.source, list(split.classes), split.images.numpy()
     return Benchmark(Run(params, models, {}, {}, *about, folder=place))
@@ -241,10 +234,11 @@ def with_corruptions(found: Benchmark, subjects: Sequence[Subject], split: Split
     work = Work(run.params.seed, run.profile.batch, run.params.attack.score_draws)
     with progress("corruptions", len(subjects) * len(KINDS)) as advance:
         for model, subject in zip(run.models, subjects, strict=True):
-            name, tables = f"corruptions-{model.name}", []
+            tables = []
             for kind in KINDS:
                 tables += [corrupted(subject.network, split.images, split.labels, work, kind)]
                 advance(1)
+            name = f"corruptions-{model.name}"
             records[name] = pd.concat(tables, ignore_index=True)
             entries[name] = StudyEntry(study="corruptions", of=model.name)
     params = run.params.model_copy(update={"studies": entries})

@@ -1,9 +1,5 @@
-"""Settings for a network of one's own outside a project: those of params.yaml that all profiles
-share, at a budget that the caller gives.
-
-The installed package carries the pipeline's own files (setup.py), params.yaml among them. In a
-clone they are the clone's.
-"""
+"""Settings outside of a project: those of params.yaml that all profiles share, at a given budget.
+The installed package carries the pipeline's own files (setup.py); in a clone they are its own."""
 
 from math import prod, sqrt
 from pathlib import Path
@@ -31,12 +27,9 @@ def defaults(
     seed: int = 0,
     queries: int | None = None,
 ) -> Params:
-    """The settings of an evaluation within `eps` (pixels in [0, 1]; 0.5, "8/255") of images
-    `(C, H, W)`.
-
-    norm: Linf or L2. queries: that Square and HopSkipJump may ask for an image, if not their usual
-    number. InputError for another norm or budget.
-    """
+    """The settings of an evaluation within `eps` (0.5, "8/255"; of pixels in [0, 1]) in the norm
+    Linf or L2, of images `(C, H, W)`. queries: of Square and HopSkipJump per image, if not the
+    usual number. InputError for another norm or budget."""
     try:
         eps = float(parse_fraction(eps))
     except (TypeError, ValueError) as error:

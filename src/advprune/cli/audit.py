@@ -34,27 +34,15 @@ def audit(
     """
     from advprune.core.files import sha256_of
     from advprune.models.audit import audit as audit_tensors
-    from advprune.models.checkpoint import header_spec
-    from advprune.models.tensor_file import read_weights
     from advprune.models.weights import SCORES
 
-    tensors, metadata = read_weights(file)
-    if known.keep is not None and not any(name.endswith(SCORES) for name in tensors):
+    read, factory = known.read(file), known.factory
+    if known.keep is not None and not any(name.endswith(SCORES) for name in read.tensors):
         raise UserError(f"--keep goes with {SCORES}, of which {file} holds none")
-    several = metadata.pop("several", None)
-    spec = header_spec(metadata, where=str(file))
-    theirs = None if spec else known.theirs(tensors)
-    given = known.given(None if spec else file, theirs)
-    keep, factory = known.keep, known.factory
-    tensors = theirs.tensors if theirs else tensors
-    found = audit_tensors(
-        tensors, spec, given=given, tolerance=mask_tolerance, keep=keep, factory=factory
-    )
-    if theirs:
-        found = replace(found, notes=(*theirs.notes, *found.notes))
-    if several:
-        fault = f"several: the file holds {several}, of which this is the first; store one alone"
-        found = replace(found, faults=(fault, *found.faults))
+    how: dict[str, Any] = {"tolerance": mask_tolerance, "keep": known.keep, "factory": factory}
+    found = audit_tensors(read.tensors, read.header, given=read.said, **how)
+    if read.theirs:
+        found = replace(found, notes=(*read.theirs.notes, *found.notes))
     facts = {"file": str(file), "bytes": file.stat().st_size, "sha256": sha256_of(file)}
     if as_json:
         print(json.dumps(facts | described(found), indent=2))

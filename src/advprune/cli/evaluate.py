@@ -1,7 +1,7 @@
 """`advprune evaluate`: one network through the attacks, with a verdict."""
 
 import shutil
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +16,8 @@ from advprune.core.errors import UserError
 if TYPE_CHECKING:
     from advprune.benchmarking import Subject
     from advprune.cli.repository import Repository
+
+ONNX = ".onnx"  # the suffix of a deployed file
 
 
 @dataclass(frozen=True)
@@ -39,25 +41,20 @@ class Beside:
         ),
     ] = None
     beside: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help="A metrics file, as in `metrics/<profile>/`, to show next to these; or published "
-            "figures, such as apb/HYDRA/resnet18/90.",
-            metavar="FILE|NAME",
+            help="Published figures to show next to these, such as apb/HYDRA/resnet18/90.",
+            metavar="NAME",
         ),
     ] = None
 
     def check(self, checkpoint: Path) -> None:
         """UserError where a network without gradients is given for one that has them."""
         for option, path in (("dense", self.dense), ("twin", self.twin)):
-            if path is not None and path.suffix in LOADERS:
-                raise UserError(
-                    f"--{option} {path} has no gradients; give the network's checkpoint"
-                )
-        if self.twin is not None and checkpoint.suffix not in LOADERS:
-            raise UserError(
-                f"--twin goes with an .onnx file, which has no gradients; {checkpoint} has"
-            )
+            if path is not None and path.suffix == ONNX:
+                raise UserError(f"--{option} {path} has no gradients; give a checkpoint")
+        if self.twin is not None and checkpoint.suffix != ONNX:
+            raise UserError(f"--twin goes with an {ONNX} file; {checkpoint} has gradients")
 
 
 @dataclass(frozen=True)
@@ -104,14 +101,15 @@ def evaluate(
     """
     from advprune.benchmarking import measured, with_corruptions
     from advprune.cli import findings
+    from advprune.cli.tables import show_frame
     from advprune.core.files import check_writable
 
     place = images.place(known)
-    recorded = None if beside.beside is None else findings.read_metrics(beside.beside)
+    recorded = findings.published(beside.beside) if beside.beside else None
     beside.check(checkpoint)
     files = [path for path in (beside.dense, checkpoint) if path is not None]
-    subjects = [LOADERS.get(path.suffix, read_checkpoint)(place, path, known) for path in files]
-    twin = None if beside.twin is None else read_checkpoint(place, beside.twin, known)
+    subjects = [read_network(place, path, known) for path in files]
+    twin = read_network(place, beside.twin, known) if beside.twin else None
     split, out = place.split("test"), output.out
     for path in (output.page, out and out / "metrics.json"):
         if path is not None:
@@ -133,11 +131,17 @@ def evaluate(
     if output.corruptions:
         findings.print_corruptions(found)
     if times is not None:
-        findings.print_times(times)
+        print()
+        show_frame(times)
     if recorded is not None:
-        findings.print_beside(found.metrics, recorded)
+        findings.print_beside(found, recorded)
     if output.page is not None:
         print(f"report: {output.page}")
+
+
+def read_network(place: "Repository", path: Path, known: Network) -> "Subject":
+    """A network to evaluate: a deployed file, which is only asked, or a checkpoint."""
+    return (read_onnx if path.suffix == ONNX else read_checkpoint)(place, path, known)
 
 
 def read_checkpoint(place: "Repository", path: Path, known: Network) -> "Subject":
@@ -186,10 +190,6 @@ def read_onnx(place: "Repository", path: Path, known: Network) -> "Subject":
     return Subject(target, card, files_of(path), asdict(known))
 
 
-# What reads a network, by the suffix of its file; a checkpoint has none of these.
-LOADERS = {".onnx": read_onnx}
-
-
 def card_beside(path: Path) -> dict[str, Any]:
     """How a checkpoint was compressed, as the card beside it says, if its sha256 is that of
     the file."""
@@ -197,11 +197,9 @@ def card_beside(path: Path) -> dict[str, Any]:
     from advprune.models.card import NO_FACTS
 
     facts = NO_FACTS | {"prune_ratio": None}
-    try:
+    with suppress(UserError, KeyError, TypeError, ValueError, OverflowError):  # no card of ours
         card = read_json(path.with_suffix(".json"))
         share = float(card["prune_ratio"])
         if card["sha256"] == sha256_of(path) and 0 <= share <= 1:
             facts |= {"setting": card["setting"], "prune_ratio": share}
-    except (UserError, KeyError, TypeError, ValueError, OverflowError):
-        pass  # a checkpoint from elsewhere has none
     return facts

@@ -50,23 +50,15 @@ def export(
 
     if (out is None) == (onnx is None):
         raise UserError("give either --out FILE.safetensors or --onnx FILE.onnx")
-    if out is not None and out.suffix != ".safetensors":
-        raise UserError(f"--out ends in .safetensors (got {out}); --onnx writes ONNX files")
-    if onnx is not None and onnx.suffix != ".onnx":
-        raise UserError(f"--onnx ends in .onnx (got {onnx})")
-    sides = None
-    if size is not None:
-        if onnx is None:
-            raise UserError("--size goes with --onnx")
-        parts = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", size, re.ASCII)
-        if parts is None:
-            raise UserError(
-                f"--size is a number of pixels, or height x width such as 32x48 (got {size[:20]!r})"
-            )
-        sides = int(parts[1]), int(parts[2] or parts[1])
-    for path in (out, onnx):
+    if size is not None and onnx is None:
+        raise UserError("--size goes with --onnx")
+    parts = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", size or "1", re.ASCII)
+    if parts is None:
+        raise UserError(f"--size is a number of pixels, or height x width: 32x48 (got {size!r})")
+    sides = (int(parts[1]), int(parts[2] or parts[1])) if size else None
+    for path, suffix in ((out, ".safetensors"), (onnx, ".onnx")):
         if path is not None:
-            check_writable(path, [checkpoint])
+            check_writable(path, [checkpoint], suffix)
     model = load_model(checkpoint, factory)
     if onnx is not None:
         _as_onnx(model, checkpoint, onnx, sides)

@@ -13,7 +13,7 @@ from advprune.benchmarking import Benchmark, Subject
 from advprune.cli.tables import show, show_frame
 from advprune.cli.time import BATCH
 from advprune.core.errors import UserError, one_line
-from advprune.core.files import atomic, read_json
+from advprune.core.files import write_table
 from advprune.core.settings import yaml_of
 from advprune.data import to_float
 from advprune.evaluate.measures import remnant_accuracy
@@ -23,51 +23,37 @@ from advprune.report.sections.corruptions import by_severity, records_of
 from advprune.report.sections.speed import TIMINGS
 from advprune.report.tables import rated
 
-BESIDE = {"clean_accuracy": "clean", "robust_accuracy": "robust"}
+RATES = {"clean_accuracy": "clean", "robust_accuracy": "robust"}
 MARKS = {"pass": "✓", "doubt": "?", "fail": "✗"}
+N = 10_000  # images of published figures, those of CIFAR-10's test
 
 
 @cache
 def figures() -> dict[str, dict[str, Any]]:
-    """Published figures of compressed networks by name (`apb/HYDRA/resnet18/90`): n,
+    """Published figures of compressed networks by name (`apb/HYDRA/resnet18/90`):
     clean_accuracy, robust_accuracy (AutoAttack, Linf) in [0, 1], and source."""
     text = files("advprune.report").joinpath("benchmarks.yaml").read_text("utf-8")
     return {
-        f"{benchmark}/{name}": {"n": 10_000, "source": held["source"]}  # CIFAR-10's test images
-        | {"clean_accuracy": clean / 100, "robust_accuracy": robust / 100}
+        f"{benchmark}/{name}": {"source": held["source"]}
+        | dict(zip(RATES, (rate / 100 for rate in rates), strict=True))
         for benchmark, held in yaml_of(text, "benchmarks.yaml").items()
-        for name, (clean, robust) in held["figures"].items()
+        for name, rates in held["figures"].items()
     }
 
 
-def read_metrics(path: Path) -> dict[str, Any]:
-    """The rates to compare from a metrics file, or those published under that name, and their
-    source; UserError where there are none."""
-    if (published := figures().get(str(path))) is not None:
-        return published
-    if not path.exists():
-        raise UserError(f"{path} is no file, and none of {', '.join(figures())}")
-    found = read_json(path)
-    fault = UserError(f"{path} is not a metrics file like those in metrics/<profile>/")
-    try:
-        rates = {key: float(found[key]) for key in ("n", *BESIDE)}
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise fault from error
-    if not (1 <= rates["n"] < 1e9 and all(0 <= rates[key] <= 1 for key in BESIDE)):
-        raise fault
-    return rates | {"source": str(path)}
+def published(name: str) -> dict[str, Any]:
+    """The figures of that name; UserError where there are none."""
+    if name not in figures():
+        raise UserError(f"--beside {name}: there are figures of {', '.join(figures())}")
+    return figures()[name]
 
 
-def print_beside(found: dict[str, Any], recorded: dict[str, Any]) -> None:
-    """Rates of this evaluation and of the file, and by how many images they differ."""
-    n, rows = found["n"], []
-    for key, words in BESIDE.items():
-        images = f"{round(n * (found[key] - recorded[key])):+d}"
-        rates = percent(found[key]), percent(recorded[key])
-        rows.append([words, *rates, images if recorded["n"] == n else "other images"])
+def print_beside(found: Benchmark, there: dict[str, Any]) -> None:
+    """Rates of this evaluation and published ones, which are of other images."""
+    rows = [[RATES[key], percent(found.metrics[key]), percent(there[key])] for key in RATES]
     print()
-    show((f"n = {n}, and beside it {recorded['n']:.0f}", "here %", "there %", "images"), rows)
-    print(f"beside: {one_line(recorded['source'])}")
+    show((f"n = {found.metrics['n']}, and beside it {N}", "here %", "there %"), rows)
+    print(f"beside: {one_line(there['source'])}")
 
 
 def print_found(found: Benchmark, checkpoint: Path) -> None:
@@ -114,12 +100,5 @@ def timed(found: Benchmark, subjects: Sequence[Subject]) -> pd.DataFrame:
     pairs = zip(run.models, subjects, strict=True)
     models = {model.name: (one.network, one.card) for model, one in pairs}
     table = timings(models, to_float(torch.from_numpy(run.clean_images)), BATCH)
-    with atomic(run.folder / TIMINGS / f"{run.params.profile}.csv") as temporary:
-        table.to_csv(temporary, index=False)
+    write_table(run.folder / TIMINGS / f"{run.params.profile}.csv", table)
     return table
-
-
-def print_times(times: pd.DataFrame) -> None:
-    """The times of `timed`."""
-    print()
-    show_frame(times)

@@ -1,5 +1,6 @@
 """`advprune gate`: the results of the working tree against those of another revision."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -41,23 +42,19 @@ class Asked:
         """The same as fractions; UserError where a number lies outside of its range."""
         from advprune.report.margin import Rules
 
-        if not 0 < self.alpha < 1:
-            raise UserError(f"--alpha lies between 0 and 1 (got {self.alpha})")
-        if self.margin is not None and not 0 < self.margin < 100:
-            raise UserError(
-                f"--margin is a number of points, between 0 and 100 (got {self.margin})"
-            )
-        points, given = None if self.margin is None else self.margin / 100, self.floor or []
-        parted = {name: percent for name, _, percent in (text.rpartition("=") for text in given)}
-        try:
-            floors = {name: float(percent) / 100 for name, percent in parted.items()}
-        except ValueError:
-            floors = {"": -1.0}
-        if not all(0 <= floor <= 1 for floor in floors.values()):
-            raise UserError(
-                f"--floor is a percentage, or <model>=<percentage> (got {', '.join(given)})"
-            )
-        return Rules(self.alpha, points, floors, frozenset(self.allow or ()))
+        for option, value, most in (("alpha", self.alpha, 1), ("margin", self.margin, 100)):
+            if value is not None and not 0 < value < most:
+                raise UserError(f"--{option} lies between 0 and {most} (got {value})")
+        floors: dict[str, float] = {}
+        for text in self.floor or []:
+            (name, _, percent), share = text.rpartition("="), -1.0
+            with suppress(ValueError):
+                share = float(percent) / 100
+            if not 0 <= share <= 1:
+                raise UserError(f"--floor is a percentage, or <model>=<percentage> (got {text})")
+            floors[name] = share
+        margin = None if self.margin is None else self.margin / 100
+        return Rules(self.alpha, margin, floors, frozenset(self.allow or ()))
 
 
 @option_groups

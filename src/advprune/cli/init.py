@@ -80,27 +80,28 @@ def init(own: Profile, made: Made) -> None:
             raise UserError(f"there is no {path}")
     home, here = project(), Path.cwd()
     code = [str(f.relative_to(here)) for f in code_files(made.factory) if f.is_relative_to(here)]
-    given = {} if own.weights is None else {"standard": {"path": str(own.weights)}}
     text = Template(TEMPLATE.read_text("utf-8")).substitute(
         root=json.dumps(str(own.data), ensure_ascii=False),
         size=json.dumps(own.size),
         eps=own.eps,
         network=f"{'factory' if made.factory else 'architecture'}: {made.name}",
         normalize=json.dumps(own.normalize),
-        weights=json.dumps(given, ensure_ascii=False),
+        weights=json.dumps(
+            {"standard": {"path": str(own.weights)}} if own.weights else {}, ensure_ascii=False
+        ),
     )
-    sections = SECTION.finditer((home / FILE).read_text("utf-8"))
     left_out = set(re.findall(r"^(\w+):", text, re.MULTILINE))
-    shipped = "".join(m.group(0) for m in sections if m.group(1) not in left_out)
-    written = {FILE: text + shipped}
-    written["dvc.yaml"] = _stages((home / "dvc.yaml").read_text("utf-8"), code)
+    shipped = SECTION.finditer((home / FILE).read_text("utf-8"))
+    written = {
+        FILE: text + "".join(one[0] for one in shipped if one[1] not in left_out),
+        "dvc.yaml": _stages((home / "dvc.yaml").read_text("utf-8"), code),
+        PINNED: f"{EXTRA}=={advprune.__version__}\n",
+    }
     for file in sorted((home / STAGES).glob("*.py")):
         written[f"{STAGES}/{file.name}"] = file.read_text("utf-8")
-    written[PINNED] = f"{EXTRA}=={advprune.__version__}\n"
     if not Path(".gitignore").exists():
         written[".gitignore"] = "/data/\n/runs/\n/records/\n/checkpoints/\n__pycache__/\n"
-    places = [Path(name) for name in (*written, STAGES, *MADE_BESIDE)]
-    new = [path for path in places if not path.exists()]
+    new = [path for path in map(Path, (*written, STAGES, *MADE_BESIDE)) if not path.exists()]
     try:
         for name, content in written.items():
             write_text(Path(name), content)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from advprune.core.fit import Fit
     from advprune.models.benchmarks import Recognized
     from advprune.models.preprocessing import Preprocessing
+    from advprune.models.spec import ModelSpec
 
 
 def completed(choose: Callable[[Any], Iterable[str]]) -> Callable[[str], list[str]]:
@@ -55,13 +56,7 @@ FamilyArgument = Annotated[
     str,
     typer.Argument(
         help="The family's key, such as E or magnitude_global.",
-        # Those of `prune:`: asking the registry would take seconds.
-        autocompletion=completed(
-            lambda params: dict.fromkeys(
-                value.get("family", key) if isinstance(value, dict) else key
-                for key, value in params.prune.items()
-            )
-        ),
+        autocompletion=completed(lambda params: params.prune),  # the registry takes seconds
     ),
 ]
 
@@ -133,34 +128,40 @@ class Known(Made):
         ),
     ] = None
 
-    def theirs(self, tensors: "dict[str, torch.Tensor]") -> "Recognized | None":
-        """The benchmark's network in a file without a header (models/benchmarks.py), unless another
-        one is named."""
-        from advprune.models.benchmarks import recognized
-
-        named = self.architecture or self.factory or "cifar/"
-        return recognized(tensors) if named.startswith("cifar/") else None
-
-    def given(
-        self, checkpoint: Path | None = None, theirs: "Recognized | None" = None
-    ) -> dict[str, Any]:
-        """What describes the network, for the audit; a factory counts as an architecture. What is
-        not said is taken from the network that was recognized, or from a config.json beside the
-        checkpoint."""
+    def given(self) -> dict[str, Any]:
+        """What describes the network, for the audit; a factory counts as an architecture."""
         said: dict[str, Any] = {"architecture": self.name}
         said |= {key: getattr(self, key) for key in ("width", "classes", "channels")}
         if self.options:
             said["options"] = yaml_of(self.options, "--options")
             if not isinstance(said["options"], dict):
                 raise UserError(f"--options: write a mapping of settings (got {self.options!r})")
-        found = {key: value for key, value in said.items() if value is not None}
-        if theirs is not None:
-            return theirs.given | found
-        if checkpoint is not None and "architecture" not in found:
-            from advprune.models.preprocessing import described
+        return {key: value for key, value in said.items() if value is not None}
 
-            found = described(checkpoint) | found
-        return found
+    def read(self, path: Path) -> "Read":
+        """A checkpoint. Where it has no header, what is not said here is that of the benchmark's
+        network that it is (models/benchmarks.py), or of a config.json beside it."""
+        from advprune.models.benchmarks import recognized
+        from advprune.models.checkpoint import header_spec
+        from advprune.models.preprocessing import described
+        from advprune.models.tensor_file import read_weights
+
+        tensors, metadata = read_weights(path)
+        if header := header_spec(metadata, str(path)):
+            return Read(tensors, header, self.given())
+        if (self.name or "cifar/").startswith("cifar/") and (theirs := recognized(tensors)):
+            return Read(theirs.tensors, None, theirs.given | self.given(), theirs)
+        return Read(tensors, None, (described(path) if self.name is None else {}) | self.given())
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a checkpoint holds, and what is said of its network besides its header."""
+
+    tensors: "dict[str, torch.Tensor]"
+    header: "ModelSpec | None"
+    said: dict[str, Any]
+    theirs: "Recognized | None" = None
 
 
 @dataclass(frozen=True)

@@ -9,24 +9,15 @@ import typer
 
 from advprune.cli.options import CheckpointArgument, FamilyArgument, Network, option_groups
 from advprune.cli.repository import Images, Repository
-from advprune.core.errors import UserError
 from advprune.core.settings import yaml_of
 
 if TYPE_CHECKING:
     from torch import nn
 
-
-def safetensors_file(text: str) -> Path:
-    """The file that --out names; UserError for another kind."""
-    if not text.endswith(".safetensors"):
-        raise UserError(f"--out ends in .safetensors (got {text})")
-    return Path(text)
+    from advprune.data import Split
 
 
-OutOption = Annotated[
-    Path,
-    typer.Option(help="The .safetensors file to write.", parser=safetensors_file, metavar="FILE"),
-]
+OutOption = Annotated[Path, typer.Option(help="The .safetensors file to write.")]
 
 
 @option_groups
@@ -52,7 +43,6 @@ def prune(
 
     Exit status: 0, or 2 if nothing was written.
     """
-    from advprune.core.files import check_writable
     from advprune.core.resume import unfinished
     from advprune.data import to_float
     from advprune.data.split import sha256_of
@@ -63,9 +53,7 @@ def prune(
 
     value = yaml_of(setting, "--setting")
     setting_of(family, value, place="--setting")
-    check_writable(out, [checkpoint])
-    place = images.place(known, "train")
-    dense, split = place.network(checkpoint, known), place.split("train")
+    place, dense, split = opened(checkpoint, out, images, known)
     train, seed = place.profile.train, place.params.seed
     facts = place.profile.model_dump(include={"data", "train"})
     files = [checkpoint, *code_files(place.factory(known.given()))]
@@ -95,15 +83,13 @@ def quantize(
 
     Exit status: 0, or 2 if nothing was written.
     """
-    from advprune.core.files import check_writable
     from advprune.core.train_settings import QuantizeSettings
     from advprune.data import stratified_subset, to_float
     from advprune.quantization.post_training import quantize as round_model
     from advprune.quantization.post_training import twin_agreement
 
-    check_writable(out, [checkpoint])
-    place, setting = images.place(known, "train"), QuantizeSettings(bits=bits)
-    dense, split = place.network(checkpoint, known), place.split("train")
+    place, dense, split = opened(checkpoint, out, images, known)
+    setting = QuantizeSettings(bits=bits)
     count = min(setting.calibration_images, len(split.labels))
     shown = to_float(split.images[stratified_subset(split.labels, count, place.params.seed)])
     model = round_model(dense, shown, bits)
@@ -112,6 +98,18 @@ def quantize(
     print(
         f"{out} and {out.stem}.json: {bits} bits; its twin agrees on {same:.2%} of {count} images"
     )
+
+
+def opened(
+    checkpoint: Path, out: Path, images: Images, known: Network
+) -> "tuple[Repository, nn.Module, Split]":
+    """Where the command works, the network to compress and the training images; UserError where
+    `out` cannot be written."""
+    from advprune.core.files import check_writable
+
+    check_writable(out, [checkpoint], ".safetensors")
+    place = images.place(known, "train")
+    return place, place.network(checkpoint, known), place.split("train")
 
 
 def written(

@@ -51,11 +51,8 @@ class Images:
     ] = None
 
     def place(self, known: Network, part: str = "test") -> "Repository":
-        """Where a command works: the pictures of --data, else the project that this folder is.
-
-        part: `test` or `train`, the sub-folder of --data that is meant where there are such.
-        UserError where there is neither, or an option goes with the other.
-        """
+        """The pictures of --data (of its sub-folder `part`, test or train, if there are such), else
+        the project that this folder is; UserError where an option goes with the other."""
         from advprune.core.params import FILE
 
         if self.data is not None:
@@ -148,38 +145,32 @@ class Repository:
     def network(self, path: Path, known: Network = UNKNOWN) -> "nn.Module":
         """The network in a checkpoint that passes the audit, ready for these images.
 
-        Checkpoints of this library describe themselves. Of others the architecture is the one that
-        is `known` or inferred, or the profile's if that is not one of this library's. Images are
-        normalized as timm or torchvision trained the network, or as in the profile where that has
-        such a network; what is `known` overrides both. Raises UserError if the audit finds a fault,
-        or if the network does not fit the images.
+        Checkpoints of this library describe themselves. Of others the architecture is `known`, or
+        inferred, or the profile's if that is not one of this library's; images are normalized as is
+        `known`, or as timm or torchvision trained the network, or as in the profile where that has
+        such a network. UserError where the audit finds a fault or images do not fit.
         """
         from advprune.models.audit import audit, shown
-        from advprune.models.checkpoint import build, fill, header_spec
+        from advprune.models.checkpoint import build, fill
         from advprune.models.foreign import check_answers
         from advprune.models.preprocessing import Preprocessing, preprocessing_of
         from advprune.models.spec import ModelSpec
-        from advprune.models.tensor_file import read_weights
         from advprune.training.networks import spec_for
 
-        tensors, metadata = read_weights(path)
-        header, own = header_spec(metadata, str(path)), self.model
-        foreign = header is None
-        theirs = known.theirs(tensors) if foreign else None
-        tensors = theirs.tensors if theirs else tensors
-        said = known.given(path if foreign else None, theirs)
+        read, own = known.read(path), self.model
+        foreign, said = read.header is None, read.said
         made = {"architecture": own.network} | said
         if foreign and not is_library(name := made["architecture"]):
             options = {"options": own.options} if own.options and name == own.network else {}
-            said = options | self.sizes() | shown(name, tensors) | made
+            said = options | self.sizes() | shown(name, read.tensors) | made
         factory = self.factory(said)
-        found = audit(tensors, header, given=said, keep=known.keep, factory=factory)
+        found = audit(read.tensors, read.header, given=said, keep=known.keep, factory=factory)
         if (spec := found.spec) is None or not found.sound:
             more = f" (and {len(found.faults) - 1} more)" if len(found.faults) > 1 else ""
             raise UserError(f"{path}: {found.faults[0]}{more}; see `advprune audit`")
         how = None
-        if theirs and theirs.normalized:
-            how = Preprocessing(*theirs.normalized, fit=None)
+        if read.theirs and read.theirs.normalized:
+            how = Preprocessing(*read.theirs.normalized, fit=None)
         # A network of the profile's kind is taken for one that was trained on its images.
         elif foreign and (own.network != spec.architecture or own.weights):
             how = preprocessing_of(spec.architecture, spec.options, path)
@@ -210,11 +201,7 @@ class Pictures(Repository):
     read when the first network that they are shown to has said how."""
 
     def __init__(self, known: Network, given: Images, part: str = "test") -> None:
-        """Look at the first of the pictures that are `given`; UserError where it cannot be used.
-
-        part: the sub-folder that is meant where there are train/ and test/; of `train` all pictures
-        are read.
-        """
+        """Look at the first of the pictures that are `given`; of the part `train` all are read."""
         from advprune.core.train_settings import ModelSettings
         from advprune.data.given import read_given, read_names
         from advprune.defaults import defaults
@@ -241,8 +228,8 @@ class Pictures(Repository):
         return {"channels": self.channels, "classes": self.classes}
 
     def show(self, fit: "Fit | None", channels: int | None = None) -> None:
-        """Grey pictures in colour to a network of colour images, and all at the size that it takes;
-        UserError where another network was shown them at another size."""
+        """Grey ones in colour to a network of colour images, all at its size; UserError where that
+        is another than that of the network before."""
         if self.channels == 1 and channels == COLOUR:
             self.channels = COLOUR
         if "_images" not in vars(self):

@@ -23,7 +23,7 @@ def time(
     from advprune.cli.repository import Repository
     from advprune.cli.tables import show_frame
     from advprune.core.device import setup
-    from advprune.core.files import atomic, check_writable, read_json
+    from advprune.core.files import check_writable, read_json, write_table
     from advprune.data import to_float
     from advprune.evaluate.timing import timings
     from advprune.models.checkpoint import load_model
@@ -36,7 +36,6 @@ def time(
         network = load_model(file, place.profile.model.factory).to(device)
         models[name] = network, read_json(file.with_suffix(".json"))
     found = timings(models, to_float(place.split("test").images), batch)
-    with atomic(path) as temporary:
-        found.to_csv(temporary, index=False)
+    write_table(path, found)
     show_frame(found)
     print(path)

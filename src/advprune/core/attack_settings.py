@@ -1,7 +1,5 @@
-"""Typed settings of PGD, what is read of other attacks, and how attacks are combined.
-
-Settings of other attacks are typed beside each, in `advprune.attacks`. Nothing here needs torch.
-"""
+"""Typed settings of PGD, what is read of other attacks (typed beside each, in `advprune.attacks`),
+and how attacks are combined. Nothing here needs torch."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
@@ -25,13 +23,12 @@ RandomBackward = Literal["constant", "scale", "identity"]
 
 
 class Attack(Settings):
-    """What every attack has: its method, and its budget in units of the pixel range.
+    """What every attack has; eps in units of the pixel range.
 
-    after: another attack; where the suite has it, this one works on the images which that one did
-    not break; on a model that draws at random, and in a study, on all. within: of these, only on
-    those whose distance, which `after` has found, is at most this, from the images that it found,
-    by a method that can start there (attacks/registry.py). rounding: how images become 8-bit
-    (attacks/pixels.py).
+    after: the attack whose unbroken images this one works on, where the suite has it; on a model
+    that draws at random, and in a study, on all. within: only on images whose distance, which
+    `after` has found, is at most this, from where it found them (attacks/registry.py). rounding: to
+    8 bits (attacks/pixels.py).
     """
 
     method: Name
@@ -52,9 +49,8 @@ class Attack(Settings):
 class GradientAttack(Attack):
     """What attacks by gradients have.
 
-    draws: of randomized models alone; gradients are averaged over that many. backward: what is
-    differentiated where the model hides its gradient (models/backward.py); null leaves the model
-    its own rule.
+    draws: gradients of randomized models are averaged over so many. backward: what is
+    differentiated where a model hides its gradient (models/backward.py); null: its own rule.
     """
 
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -63,10 +59,9 @@ class GradientAttack(Attack):
 
 
 class QueryAttack(Attack):
-    """What attacks that ask for answers alone have, where they count them.
+    """What attacks that only ask for answers have.
 
-    queries: per image, all of them. draws: of randomized models alone; an answer is that of the
-    mean logits of this many.
+    queries: per image. draws: an answer of a randomized model is that of so many mean logits.
     """
 
     queries: int = Field(default=1000, ge=1, le=1000000)
@@ -123,10 +118,10 @@ KINDS = ("deterministic", "randomized", "quantized", "binary", "clamped")
 class SuiteSettings(Settings):
     """Which of the profile's attacks are run on each kind of model.
 
-    table: those of the published table; every model and every setting of a sweep gets them, and the
-    dense network's images are tried on its compressed models. transfer: every model gets them;
-    the main one's images are tried on all other models, the others' where they were crafted on a
-    dense network or an attacker's own. clamped: models with clamped or rounded feature maps.
+    table: those of the published table; of every model and every setting of a sweep, and the dense
+    network's images are tried on its compressed models. transfer: of every model; the main one's
+    images are tried on all other models, the others' where a dense network or an attacker's own
+    made them. clamped: models with clamped or rounded feature maps.
     """
 
     table: list[Name] = Field(min_length=1)
@@ -148,11 +143,11 @@ class SuiteSettings(Settings):
 
 
 class ProtocolSettings(Settings):
-    """The published protocol of SAP and the attacks that broke it, at this data set's budgets.
+    """The published protocol of SAP and the attacks that broke it.
 
-    images: how many test images, the first ones. eps: budgets of the single-step attack, whose
-    gradients and predictions are averaged over `draws`. iterative: attack run at the same budgets,
-    its step in proportion. adaptive: attacks on the members that ask for them.
+    images: the first so many test images. eps: budgets of the single-step attack, whose gradients
+    and predictions are averaged over `draws`, and of `iterative`, its step in proportion. adaptive:
+    attacks on the members that ask for them.
     """
 
     images: int | None = Field(default=None, ge=1)
@@ -189,10 +184,8 @@ OF_L2 = ("CW", "DeepFool", "SparseFool")  # attacks of torchattacks that measure
 
 
 class ExtraAttack(BaseModel):
-    """An attack of torchattacks by class name; the other keys are its own arguments.
-
-    label: what it is called in records and tables, needed where a class is used twice.
-    """
+    """An attack of torchattacks by class name; the other keys are its own arguments. label: its
+    name in records, needed where a class is used twice."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     __pydantic_extra__: dict[str, Argument]
@@ -210,8 +203,7 @@ class ExtraAttack(BaseModel):
 
     @property
     def setting(self) -> OtherAttack:
-        """As an attack: its norm by its argument `norm`, else by its name; where it has no `eps`,
-        `attacks.zoo` knows the class's own."""
+        """As an attack: its norm by its argument, else its name; without `eps`, the class's own."""
         own = self.arguments()
         norm = own.get("norm", "L2" if self.name.endswith("L2") or self.name in OF_L2 else "Linf")
         known = {"norm": norm, "eps": own.get("eps", 1.0), "name": self.name, "arguments": own}
@@ -222,12 +214,11 @@ class ExtraAttack(BaseModel):
 class FlipSettings(Settings):
     """How the bit-flip attack is run (`advprune.attacks.bitflip`), in every bit-flip study.
 
-    images: of the training images, drawn anew for each of the `seeds`; the attack takes the stored
-    network's own predictions as their labels. budget: most flips per seed. stop: it ends at an
-    accuracy of `stop / classes` on the test images, which is asked for after every `every` flips;
-    a stop of 1 or more also where it is no better than the most frequent class every time.
-    random, random_every: how many random flips stand beside it, and how often their accuracy is
-    asked for. target: the class that targeted attacks push all images into.
+    images: training images, drawn anew for each of the `seeds`, labelled by the network's own
+    predictions. budget: most flips per seed. stop: at a test accuracy of `stop / classes`, asked
+    for after every `every` flips; 1 or more: also where it is no better than the most frequent
+    class. random, random_every: random flips beside it, and how often they are scored. target: the
+    class of targeted attacks.
     """
 
     images: int = Field(default=128, ge=1)
@@ -241,10 +232,8 @@ class FlipSettings(Settings):
 
 
 class AttackChoice(Settings):
-    """Which attack of the suites' table is the main one, and extra attacks by name.
-
-    score_draws: randomized models are scored by the mean logits of this many draws.
-    """
+    """The main attack, one of the suites' table, and extra ones. score_draws: randomized models are
+    scored by the mean logits of so many draws."""
 
     main: Name
     score_draws: int = Field(default=20, ge=10, le=10000)

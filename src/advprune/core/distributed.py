@@ -1,9 +1,8 @@
-"""Several processes on one stage, started by torchrun, on one machine or on many.
+"""Several processes on one stage, started by torchrun; without it, nothing here has an effect.
 
-All run the same script. Attacks and scores divide their batches (`spread`), and all processes get
-all results. Training is torch's DistributedDataParallel, on a share of each batch. All else each
-process computes for itself; only the first one reads and writes files. Without torchrun there is
-one process, and nothing here has an effect.
+Attacks and scores divide their batches (`spread`), and all processes get all results. Training is
+torch's DistributedDataParallel, on a share of each batch. All else each process computes for
+itself; only the first one reads and writes files.
 """
 
 import os
@@ -61,8 +60,7 @@ def is_main() -> bool:
 
 
 def spread(pieces: Sequence[Piece], do: Callable[[Piece], Result]) -> list[Result]:
-    """`do` of every independent piece, in order; each process takes every n-th, and all get all
-    results, on the CPU, to the last bit those of one process."""
+    """`do` of every piece, in order: to the last bit what one process computes, on the CPU."""
     global _alone
     if (size := processes()) == 1:
         return [do(piece) for piece in pieces]

@@ -14,10 +14,13 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from advprune.core.errors import UserError
 from advprune.core.hub import downloaded, on_hub
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 WRITING = Path("checkpoints/writing")  # temporary files of a pipeline
 # What torch and safetensors say of a failed write, each with an error of its own kind.
@@ -65,9 +68,11 @@ def _unwritable(path: Path, why: str) -> UserError:
     return UserError(f"cannot write {path}: {why}; {check}")
 
 
-def check_writable(path: Path, read: Collection[Path] = ()) -> None:
-    """UserError where no file can be written to `path`, or it is one of those that are `read`:
-    asked before the work that it is to hold. Parent folders are made."""
+def check_writable(path: Path, read: Collection[Path] = (), suffix: str = "") -> None:
+    """UserError where no file can be written to `path`, it is one of those that are `read`, or ends
+    otherwise: asked before the work that it is to hold. Parent folders are made."""
+    if not path.name.endswith(suffix):
+        raise UserError(f"cannot write {path}: name a file that ends in {suffix}")
     if path.resolve() in [one.resolve() for one in read]:
         raise UserError(f"cannot write {path}: it is the network; name another file")
     if path.is_dir():
@@ -102,10 +107,8 @@ def swap(one: Path, other: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Inside, no other process works in `folder`; UserError where one does.
-
-    Within a process, and in those that it forks, it may be locked again.
-    """
+    """Inside, no other process works in `folder`; UserError where one does. Within a process, and
+    in those that it forks, it may be locked again."""
     place = folder.with_name(f"{folder.name}.lock")
     place.parent.mkdir(parents=True, exist_ok=True)
     with place.open("a") as file:
@@ -178,6 +181,13 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def write_table(path: Path, table: "pd.DataFrame") -> None:
+    """Write a table, without its index, as parquet, or as CSV where the path ends so."""
+    with atomic(path) as temporary:
+        write = table.to_csv if path.suffix == ".csv" else table.to_parquet
+        write(temporary, index=False)
+
+
 def read_json(path: Path) -> Any:
     """What a JSON file holds; UserError where it is missing, no plain file or damaged."""
     try:
@@ -187,10 +197,8 @@ def read_json(path: Path) -> Any:
 
 
 def sha256_of(path: Path) -> str:
-    """Hex sha256 of a file's bytes, or of the relative names and bytes of all files in a folder.
-
-    Links are followed, as they are by what reads the files. UserError where one cannot be read.
-    """
+    """Hex sha256 of a file's bytes, or of the relative names and bytes of all files in a folder,
+    links followed. UserError where one cannot be read."""
     digest = hashlib.sha256()
     try:
         for file in sorted(_below(path)) if path.is_dir() else [path]:
@@ -230,11 +238,7 @@ PACKAGES = (
 
 def fingerprint(*settings: Any, files: list[Path] | None = None) -> str:
     """Short hash of JSON-able settings, of the named files' contents, of this library's code and of
-    the versions of what computes.
-
-    Names a folder in which unfinished work may be resumed: any change in what the work depends
-    on gives another name, so work is never resumed under other settings.
-    """
+    the versions of what computes: names unfinished work by all that it depends on."""
     library = Path(__file__).parent.parent
     parts = [json.dumps(settings, sort_keys=True, default=str), sha256_of(library), sys.version]
     for package in PACKAGES:

@@ -1,9 +1,8 @@
 """How a network is named, in settings and in the headers of checkpoints; nothing is imported here.
 
-Three kinds of names: one of this library's networks; `torchvision/<name>` or `timm/<name>`, a model
-of those packages (`timm/<name>.<tag>`, with the weights that are meant), or `cifar/<name>`, one of
-the benchmarks' (models/benchmarks.py); and `package.module:function`, a function of the user's that
-makes the network.
+One of this library's networks; `torchvision/<name>`, `timm/<name>` (`timm/<name>.<tag>`, with the
+weights that are meant) or `cifar/<name>`, one of the benchmarks' (models/benchmarks.py); or
+`package.module:function`, a function of the user's that makes the network.
 """
 
 import re

@@ -1,9 +1,7 @@
-"""The settings of a run: the only module that knows params.yaml.
+"""The settings of a run: the only module that knows params.yaml. Nothing here needs torch.
 
-What all profiles share (attacks, suite, curves, protocol, flips) is written relative to the
-profile's budget; `Params.active()` resolves it. Settings of families and of studies are typed
-beside each, in `advprune.pruning` and `advprune.studies`; here they are kept as read. Nothing in
-this module needs torch.
+Settings of families and of studies are typed beside each, in `advprune.pruning` and
+`advprune.studies`; here they are kept as read.
 """
 
 from collections.abc import Iterable, Mapping
@@ -147,18 +145,14 @@ class Params(Settings):
         ]
 
     def setting(self, model: str) -> Any:
-        """The settings that a model was made by, as in params.yaml or typed; of a dense network its
-        recipe."""
+        """The settings that a model was made by; of a dense network its recipe."""
         if model not in self.models:
             return self.recipes[model.removeprefix(f"{DENSE}-")]
         entry = self.models[model]
         return getattr(self, entry.section)[entry.key]
 
     def family(self, model: str) -> str:
-        """What a model is called without its parent: `E`, `int8`, `BNN`, or `dense`.
-
-        Where `prune.<key>` names a family of its own (`family:`), the key is the name.
-        """
+        """What a model is called without its parent: its key in params.yaml, or `dense`."""
         return self.models[model].key if model in self.models else DENSE
 
     def active(self) -> Profile:
@@ -166,8 +160,7 @@ class Params(Settings):
         return self._active
 
     def attacks_in_force(self) -> dict[str, Any]:
-        """What models are attacked with, budgets as numbers, as data/<profile>/attacks.json holds
-        it (stage settings)."""
+        """What models are attacked with, as data/<profile>/attacks.json holds it."""
         kept = {"attacks", "suite", "curves", "batch"}
         profile = self.active().model_dump(mode="json", include=kept)
         return {"attack": self.attack.model_dump(mode="json"), **profile}

@@ -44,10 +44,9 @@ RESERVED = (*CURVES, *PROBES, WORST)
 class Profile(Settings):
     """Everything that depends on the data set and on the time one has, resolved to numbers.
 
-    eps: the budget that attacks, curves and training are written relative to. norm: of attacks that
-    name none. sweep_images: how many test images, the first ones, the settings of sweeps and of
-    compression curves are attacked on; null takes all. note: printed on the page beside the data:
-    machine and time.
+    eps: what attacks, curves and training are written relative to. norm: of attacks that name none.
+    sweep_images: the first so many test images are attacked in sweeps and compression curves; null
+    takes all. note: printed on the page: machine and time.
     """
 
     data: DataSettings
@@ -114,11 +113,8 @@ class Profile(Settings):
 
 
 def resolve(shared: Mapping[str, Any], profile: Mapping[str, Any], where: str) -> Profile:
-    """A profile's own settings over the shared ones, budgets as numbers.
-
-    An attack's `eps` is relative to the profile's, and its `step` to its own `eps`; its norm is the
-    profile's. UserError names the key below `where`, its value and what is allowed.
-    """
+    """A profile's own settings over the shared ones; budgets, which are relative to the profile's
+    `eps`, as numbers. UserError names the key below `where`, its value and what is allowed."""
     try:
         given = profile.get("eps")
         eps = float(parse_fraction(None if isinstance(given, bool) else given))
@@ -156,8 +152,7 @@ def _merged(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _attack(eps: float, norm: Mapping[str, Any], setting: Any) -> Any:
-    """An attack with numbers, its eps relative to the profile's, its lengths to its own; and with
-    the profile's norm, where there is one."""
+    """An attack with numbers: its eps is relative to the profile's, its lengths to its own."""
     if not isinstance(setting, Mapping):
         return setting
     try:

@@ -10,18 +10,12 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
+    TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Column
 from rich.text import Text
-
-
-class _What(ProgressColumn):
-    """What is being done, cut short where the terminal is narrow."""
-
-    def render(self, task: Task) -> Text:
-        return Text(task.description, no_wrap=True, overflow="ellipsis")
 
 
 class _Rate(ProgressColumn):
@@ -49,7 +43,8 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """
     whole = Column(no_wrap=True)
     numbers = (MofNCompleteColumn, _Rate, TimeElapsedColumn, TimeRemainingColumn)
-    columns = [_What(), BarColumn(bar_width=20, table_column=whole)]
+    words = TextColumn("{task.description}", markup=False, table_column=Column())
+    columns = [words, BarColumn(bar_width=20, table_column=whole)]
     columns += [kind(table_column=whole) for kind in numbers]
     with Progress(*columns, console=Console(stderr=True, quiet=_quiet)) as bar:
         task = bar.add_task(what, total=total)

@@ -58,10 +58,7 @@ class Parts:
     def frames(
         self, what: str, jobs: "Mapping[str, Callable[[], pd.DataFrame]]"
     ) -> "dict[str, pd.DataFrame]":
-        """The tables of independent jobs, by name, computed on all cores; `what`: shown meanwhile.
-
-        None is computed again after a kill.
-        """
+        """The tables of independent jobs, by name, computed on all cores. what: shown meanwhile."""
         kept = {name: partial(self.frame, name, job) for name, job in jobs.items()}
         ahead(what, [*kept.values()])
         tables = {}

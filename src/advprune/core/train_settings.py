@@ -26,8 +26,7 @@ class DataSettings(Settings):
 
     @property
     def place(self) -> str | None:
-        """Where pictures lie on disk: `root`, or of CIFAR-10 what ADVPRUNE_DATA says; None where
-        they are a package's or downloaded."""
+        """Where pictures lie: `root`, or of CIFAR-10 ADVPRUNE_DATA; None: not on disk."""
         given = os.environ.get("ADVPRUNE_DATA") if self.source == "cifar10" else None
         return self.root or given or None
 
@@ -42,13 +41,11 @@ class WeightsSettings(Settings):
 class ModelSettings(Settings):
     """The network: by the name of an architecture, or a function of the user's that makes it.
 
-    factory: `package.module:function`, instead of `architecture` (`models.foreign` says how it
-    is called). options: what it is called with besides, or a model of torchvision or timm. width,
-    strides (one for each stage; empty: 1, 2, 2, ...): of resnet18 and resnet20, which take no
-    options. normalize: by `mean` and `std` of each channel, in [0, 1]; where these are empty, as
-    timm or torchvision trained the `weights` that are given, else by those of the training images.
-    weights: of the dense network of a recipe, or of a model by its name (a file that `save_model`
-    wrote, with its card beside it), instead of training it.
+    factory: `package.module:function` (`models.foreign`). options: arguments of the function, or of
+    a model of torchvision or timm. width, strides (one for each stage; empty: 1, 2, 2, ...): of
+    resnet18 and resnet20. normalize: by `mean` and `std` of each channel, in [0, 1]; empty: as timm
+    or torchvision trained the `weights`, else by the training images. weights: by recipe, or by
+    model (a file of `save_model`, with its card beside it), instead of training.
     """
 
     architecture: Architecture = "resnet18"
@@ -87,11 +84,11 @@ class ModelSettings(Settings):
 
 
 class TrainSettings(Settings):
-    """The optimizer: SGD with Nesterov momentum under a one-cycle schedule.
+    """SGD with Nesterov momentum under a one-cycle schedule.
 
     eps: the budget of recipes that train on attacked images. label_smoothing: of standard training.
-    precision: of convolutions and products; auto is bfloat16 on a GPU, float32 elsewhere.
-    threads: of a process on a CPU; sums round differently with another number.
+    precision: auto is bfloat16 on a GPU, float32 elsewhere. threads: of a process on a CPU; sums
+    round differently with another number.
     """
 
     epochs: int = Field(default=30, ge=1, le=10000)
@@ -108,17 +105,13 @@ class TrainSettings(Settings):
 
 
 def crossing(steps: int) -> float:
-    """The usual length of an inner step in parts of the budget: `max(1.8 / steps, 1/4)`, so that a
-    path from one side of the ball nearly reaches the other."""
+    """The usual inner step in parts of the budget, by which a path nearly crosses the ball."""
     return max(1.8 / max(steps, 1), 0.25)
 
 
 class InnerSettings(Settings):
-    """The attack inside a training step.
-
-    steps: of pgd and trades. step: how long each is, in parts of the budget or as `0.6*eps`; null
-    takes `crossing`. beta: weight of the TRADES term.
-    """
+    """The attack inside a training step. steps: of pgd and trades. step: in parts of the budget, or
+    as `0.6*eps`; null takes `crossing`. beta: weight of the TRADES term."""
 
     method: Literal["standard", "pgd", "trades", "mixed"] = "standard"
     steps: int = Field(default=7, ge=1, le=1000)
@@ -143,10 +136,9 @@ class InnerSettings(Settings):
 class RecipeSettings(InnerSettings):
     """A way of training the dense network (`advprune.training`).
 
-    method: standard; pgd (Madry), trades, or mixed (a share of FGSM images among clean ones).
-    epochs: null takes the profile's. steps, step, beta: see InnerSettings. share: part of the batch
-    that mixed attacks. budget: the part of the profile's training eps that is used. probe_steps:
-    PGD steps of the validation attack by which the epoch that is kept is chosen.
+    method: standard; pgd (Madry), trades, or mixed: FGSM on a `share` of each batch. epochs: null
+    takes the profile's. budget: in parts of the profile's training eps. probe_steps: of PGD on the
+    validation images, by which the epoch that is kept is chosen.
     """
 
     epochs: int | None = Field(default=None, ge=1, le=10000)
@@ -156,11 +148,8 @@ class RecipeSettings(InnerSettings):
 
 
 class FineTuneSettings(InnerSettings):
-    """Training that follows compression, with the profile's batches, augmentation and budget.
-
-    method: natural training (standard), or on attacked images (pgd, trades); steps, step, beta: see
-    InnerSettings. lr: the peak of the one-cycle schedule.
-    """
+    """Training that follows compression, with the profile's batches, augmentation and budget. lr:
+    the peak of the one-cycle schedule."""
 
     method: Literal["standard", "pgd", "trades"] = "standard"
     epochs: int = Field(default=6, ge=1, le=10000)
@@ -174,9 +163,8 @@ FineTune = Annotated[FineTuneSettings | None, BeforeValidator(lambda v: {} if v 
 class QuantizeSettings(Settings):
     """A quantized model: weights per channel, activations per tensor, batch-norm folded.
 
-    calibration_images: how many training images the activation ranges are taken from. training:
-    quantization-aware training, by which the integers are found; null rounds the weights as they
-    are.
+    calibration_images: the training images that activation ranges are taken from. training:
+    quantization-aware, by which the integers are found; null rounds the weights as they are.
     """
 
     bits: int = Field(default=8, ge=2, le=8)
@@ -185,14 +173,13 @@ class QuantizeSettings(Settings):
 
 
 class GrowthSettings(Settings):
-    """Early-Growth: how many channels the layers of a binary network need
-    (`advprune.training.growth`).
+    """Early-Growth: the channels that layers of a binary network need (`advprune.training.growth`).
 
-    factor: how many times as wide the super-network is. epochs: at most. lr: the peak of the
-    one-cycle schedule, gate_lr that of the gates; in the first `frozen` epochs all channels are on
-    and no gate learns. t: see BinarySettings. rate: by what the steepness of a gate that is on
-    grows in an epoch from then on. tolerance, patience: growth has settled when in each of this
-    many epochs the share of channels that are on changed by less than this.
+    factor: width of the super-network. epochs: at most. lr, gate_lr: peaks of the one-cycle
+    schedules; in the first `frozen` epochs all channels are on and no gate learns. t: see
+    BinarySettings. rate: growth per epoch of the steepness of a gate that is on. It has settled
+    when the share of channels that are on changed by less than `tolerance` in each of `patience`
+    epochs.
     """
 
     factor: int = Field(default=3, ge=2, le=16)
@@ -209,10 +196,10 @@ class GrowthSettings(Settings):
 class BinarySettings(FineTuneSettings):
     """A binary network, trained from scratch (`advprune.training.binary`).
 
-    channels: those of the profile's network (base), those that Early-Growth finds under `growth`
-    (grown), or uniformly more, until it has as many parameters as its parent (uniform). t: the
-    straight-through slope is a tent of half width sqrt(2) / t; for weights, t grows from 0.01 to
-    this over the epochs, for inputs from 1.
+    channels: those of the profile's network (base), those that Early-Growth finds (grown), or
+    uniformly more, up to the parameters of its parent (uniform). t: the straight-through slope is a
+    tent of half width sqrt(2) / t; over the epochs t grows to this, from 0.01 for weights, from 1
+    for inputs.
     """
 
     channels: Literal["base", "grown", "uniform"] = "base"
@@ -231,9 +218,8 @@ class BinarySettings(FineTuneSettings):
 class SurrogateSettings(Settings):
     """A network that an attacker trains for themselves, to craft images on.
 
-    architecture, width, epochs: null takes the profile's. options: of the architecture, where one
-    is given. seed: added to the run's seed, so that initialization and order are others than the
-    dense network's.
+    architecture, width, epochs: null takes the profile's. seed: added to the run's, so that
+    initialization and order are others than the dense network's.
     """
 
     architecture: Architecture | None = None

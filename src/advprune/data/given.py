@@ -30,17 +30,17 @@ def read_given(
     """Read the pictures at `place`: at most that many, drawn at random, each class with its share.
 
     classes: names in the order of the network's outputs; by default those of a folder's sub-folders
-    in alphabetical order, of a split its own, of a `.npz` file its numbers. All pictures of a split
-    come in its order, unless it is sorted by class. fit: resizes or cuts the pictures of a folder.
-    part: the sub-folder that is read of a folder which has train/ and test/.
-    UserError on what cannot be used.
+    in alphabetical order, of a split its own, of a `.npz` file its numbers. fit: resizes or cuts
+    the pictures of a folder. part: the sub-folder that is read of a folder which has train/ and
+    test/. UserError on what cannot be used.
     """
     place = existing(str(place), "--data")
     if place.is_dir():
         if not (place / part).is_dir() and any((place / name).is_dir() for name in SPLITS):
             raise UserError(f"{place} has no {part}/; give a folder with one sub-folder per class")
-        files = sorted(parts for parts, _ in checked(place, in_folder(place, part)))
-        kinds = sorted({kind for _, kind, _ in files})
+        held = [parts for parts, _ in checked(place, in_folder(place, part))]
+        files = sorted(parts for parts in held if len(parts) == 3)
+        kinds = sorted(parts[1] for parts in held if len(parts) == 2)
         names = tuple(classes or kinds)
         if unknown := [kind for kind in kinds if kind not in names]:
             raise UserError(

@@ -44,18 +44,25 @@ def read_image_folder(root: str, size: int | None) -> dict[str, Split]:
     """
     place = existing(root)
     fit = None if size is None else Fit(resize=size, squash=True)
-    source, found = f"image folder {place.name}", Pictures()
+    source, found, folders = f"image folder {place.name}", Pictures(), list[Parts]()
     if place.is_file():
         source += f" (sha256 {sha256_of(place)[:12]})"
     try:
         items = _in_tar(place) if place.is_file() else in_folder(place)
         with contextlib.closing(items):
-            for (part, *inside), read in checked(place, items):
-                found[part or "train", *inside] = decode(place, (part, *inside), read(), fit)
+            for parts, read in checked(place, items):
+                if read is None:
+                    folders.append(parts)
+                else:
+                    found[parts[0] or "train", *parts[1:]] = decode(place, parts, read(), fit)
     except (tarfile.TarError, OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
         what = "is no tar archive, cut short or corrupt" if place.is_file() else "cannot be read"
         raise UserError(f"{place} {what}: {first_line(error)}") from error
     pictures = dict(sorted(found.items()))
+    filled = {parts[:depth] for parts in pictures for depth in (1, 2)}
+    for parts in sorted(folders, key=lambda parts: (-len(parts), parts)):
+        if (parts[0] or "train", *parts[1:]) not in filled:
+            raise UserError(f"{place}: folder {named(parts)!r} holds no PNG or JPEG pictures")
     classes = sorted({kind for part, kind, _ in pictures if part == "train"})
     if not classes:
         raise UserError(f"{place}: has no folder train/ with one folder of PNG or JPEG per class")
@@ -131,11 +138,12 @@ def _in_tar(place: Path) -> Generator[Item, None, None]:
             raise tarfile.ReadError("a member's header is damaged or the end is missing")
 
 
-def checked(place: Path, items: Iterable[Item]) -> Iterator[tuple[Parts, Read]]:
-    """The pictures among what lies at a place. UserError for visible files that are neither PNG nor
-    JPEG, nor text, by their names, for what lies on another level, for folders that are no part or
-    without pictures, and for names that are no text or alike but for case or Unicode form."""
-    folders, seen = set[Parts](), set[Parts]()  # seen: pictures, and the folders that they are in
+def checked(place: Path, items: Iterable[Item]) -> Iterator[Item]:
+    """The pictures among what lies at a place, and then all folders. UserError for visible files
+    that are neither PNG nor JPEG, nor text, by their names, for what lies on another level, for
+    folders that are no part, and for names that are no text or alike but for case or Unicode form.
+    """
+    folders, seen = set[Parts](), set[Parts]()
     for parts, read in items:
         name = named(parts)
         if any(part.startswith(".") for part in parts):
@@ -160,7 +168,7 @@ def checked(place: Path, items: Iterable[Item]) -> Iterator[tuple[Parts, Read]]:
             )
         if parts in seen:
             raise UserError(f"{place}: holds {name!r} twice")
-        seen |= {parts, parts[:1], parts[:2]}
+        seen.add(parts)
         yield parts, read
     known: dict[Parts, str] = {}
     for folder in sorted(folders):
@@ -173,8 +181,7 @@ def checked(place: Path, items: Iterable[Item]) -> Iterator[tuple[Parts, Read]]:
                 f"{place}: folders {other!r} and {shown!r} differ in case or Unicode form only; "
                 "rename one"
             )
-    for folder in sorted(folders - seen, key=len, reverse=True):
-        raise UserError(f"{place}: folder {named(folder)!r} holds no PNG or JPEG pictures")
+    yield from ((folder, None) for folder in folders)
 
 
 def named(parts: Parts) -> str:

@@ -6,11 +6,9 @@ from advprune.core.errors import UserError
 
 
 def interleaved(labels: torch.Tensor, seed: int) -> torch.Tensor:
-    """Return an order (int64 [N]) of `labels` (int64 [N]) whose every beginning is stratified.
-
-    Among the first n, each class has its share of n to within one image where classes are about
-    equally large. Within a class the order is drawn.
-    """
+    """An order (int64 [N]) of `labels` (int64 [N]) whose every beginning is stratified: among the
+    first n, each class has its share of n to within one image where classes are about equally
+    large. Within a class the order is drawn."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     drawn = labels[order]
     place = torch.empty(len(labels), dtype=torch.float64)
@@ -21,11 +19,8 @@ def interleaved(labels: torch.Tensor, seed: int) -> torch.Tensor:
 
 
 def stratified_subset(labels: torch.Tensor, n: int, seed: int) -> torch.Tensor:
-    """Return n sorted indices (int64 [n]) into `labels` (int64 [N]), drawn class by class.
-
-    Class counts are in proportion, by largest remainder, ties to the lower label. UserError unless
-    1 <= n <= N.
-    """
+    """n sorted indices (int64 [n]) into `labels` (int64 [N]), drawn class by class, in proportion
+    by largest remainder, ties to the lower label. UserError unless 1 <= n <= N."""
     total = len(labels)
     if not 1 <= n <= total:
         raise UserError(f"cannot choose {n} images out of {total}")
@@ -44,11 +39,9 @@ def stratified_subset(labels: torch.Tensor, n: int, seed: int) -> torch.Tensor:
 def stratified_split(
     labels: torch.Tensor, fraction: float, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Divide the indices of `labels` (int64 [N]) into (kept, taken), both sorted int64.
-
-    `taken` has round(fraction * N) of them, chosen by stratified_subset. Raises UserError where
-    `fraction` is not inside (0, 1) or where either part would be empty.
-    """
+    """Divide the indices of `labels` (int64 [N]) into (kept, taken), both sorted int64; `taken` has
+    round(fraction * N) of them. UserError where `fraction` is not inside (0, 1) or a part would be
+    empty."""
     count = round(fraction * len(labels)) if 0 < fraction < 1 else 0
     if not 0 < count < len(labels):
         raise UserError(

@@ -18,12 +18,9 @@ REDO = "run `dvc repro prepare`"
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Labelled pictures: images uint8 [N, C, H, W], labels int64 [N], one name per class.
-
-    `source` tells people where the pictures are from, `made` is the key of the settings and files
-    that it was made from (`sources.key_of`), where they are known. Raises UserError on any
-    other dtype or shape, on no images at all, and on a label outside the classes.
-    """
+    """Labelled pictures: images uint8 [N, C, H, W], labels int64 [N], one name per class. source:
+    where they are from, for people. made: `sources.key_of` what they were made from. UserError on
+    any other dtype or shape, on no images at all, and on a label outside the classes."""
 
     images: torch.Tensor
     labels: torch.Tensor

@@ -1,15 +1,14 @@
 """Common corruptions: noise, blur, brightness, contrast, JPEG and pixels, at five severities.
 
 Hendrycks and Dietterich, Benchmarking Neural Network Robustness to Common Corruptions and
-Perturbations (ICLR 2019). Strengths are those of CIFAR-10-C for small images and of ImageNet-C for
+Perturbations (ICLR 2019), with the strengths of CIFAR-10-C for small images and of ImageNet-C for
 large ones. Those that need textures or constants for one image size are left out (glass, snow,
-frost, fog, elastic), so that means are not theirs. Corruptions are not chosen to fool a model:
-accuracy under them bounds no worst case.
+frost, fog, elastic), so that means are not theirs.
 """
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from math import cos, inf, radians, sin
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from advprune.evaluate.compare import MARGIN, right
+from advprune.evaluate.compare import MARGIN, by_width, right
 from advprune.evaluate.means import (
     Mean,
     MeanComparison,
@@ -26,7 +25,6 @@ from advprune.evaluate.means import (
     mean,
     smallest_mean_difference,
 )
-from advprune.evaluate.statistics import NORMAL, POWER
 
 SEVERITIES = (1, 2, 3, 4, 5)
 SMALL, LARGE = 32, 224  # sides that the published strengths are for, in pixels
@@ -47,11 +45,8 @@ class Kind:
     in_pixels: bool = False
 
     def strength(self, severity: int, side: int) -> Any:
-        """At a severity, on images whose shorter side has `side` pixels.
-
-        Between the two sides the nearer one counts, by ratio. Lengths grow and shrink with the
-        image, but not below those for 32 pixels: much less than a pixel would change nothing.
-        """
+        """At a severity, on images whose shorter side has `side` pixels: that of the nearer size,
+        by ratio. Lengths grow and shrink with the image, but not below those for 32 pixels."""
         is_large = side * side > SMALL * LARGE
         found = (self.large if is_large else self.small)[severity - 1]
         scale = side / LARGE if is_large else max(side / SMALL, 1.0)
@@ -61,8 +56,8 @@ class Kind:
 def corrupt(images: np.ndarray, kind: str, severity: int, seed: int = 0) -> np.ndarray:
     """Corrupt uint8 `images` `[N, C, H, W]`; the result is uint8 again. Severity 0 changes nothing.
 
-    The random numbers of an image follow from its pixels, `kind` and `seed` alone, so that each
-    severity has the noise of the one before, only stronger. ValueError for what is unknown.
+    Random numbers follow from an image's pixels, `kind` and `seed` alone: all models see the same,
+    and each severity has the noise of the one before. ValueError for what is unknown.
     """
     if kind not in KINDS or severity not in (0, *SEVERITIES):
         known = ", ".join(KINDS)
@@ -221,12 +216,11 @@ def pixelate(x: np.ndarray, share: float, random: np.random.Generator) -> np.nda
 
 @dataclass(frozen=True, eq=False)
 class Shares:
-    """Per image the share of its `versions` that a model has right, `[n]`. which: those versions,
-    by corruption and severity."""
+    """Per image the share of its versions that a model has right, `[n]`. versions: by corruption
+    and severity."""
 
     values: np.ndarray
-    versions: int
-    which: frozenset[tuple[str, int]] = frozenset()
+    versions: frozenset[tuple[str, int]]
 
     @property
     def mean(self) -> Mean:
@@ -236,32 +230,21 @@ class Shares:
 
 def shares(records: pd.DataFrame) -> Shares:
     """The shares of records of corrupted images, in the order of the images."""
-    by_image = records.assign(right=right(records)).groupby("index").right
-    which = frozenset(zip(records.corruption, records.severity, strict=True))
-    return Shares(by_image.mean().to_numpy(), int(by_image.size().max()), which)
+    by_image = records.assign(right=right(records)).groupby("index").right.mean()
+    versions = frozenset(zip(records.corruption, records.severity, strict=True))
+    return Shares(by_image.to_numpy(), versions)
 
 
-@dataclass(frozen=True, eq=False)
-class SharesComparison(MeanComparison):
-    """The mean difference of two models' shares on the same versions of the same images."""
-
-    versions: int
-
-    @property
-    def detectable(self) -> float:
-        """At this standard error, or the one of losing a single version of some images; infinite of
-        a single image."""
-        if self.mean.images == 1:
-            return inf
-        seen, (low, high) = 1 + NORMAL.inv_cdf(POWER) / self.critical, self.ends
-        least = smallest_mean_difference(self.mean.images, self.alpha) / self.versions
-        return max((high - low) / 2 * seen, least)
-
-
-def compare_shares(first: Shares, second: Shares, margin: float = MARGIN) -> SharesComparison:
+def compare_shares(first: Shares, second: Shares, margin: float = MARGIN) -> MeanComparison:
     """A paired t test over images; ValueError where the number of images or versions differ."""
-    alike = first.versions == second.versions and first.which == second.which
-    if first.values.shape != second.values.shape or not alike:
+    if first.values.shape != second.values.shape or first.versions != second.versions:
         raise ValueError("compare_shares: the shares are not of the same images")
     test = compare_means(first.values[None], second.values[None], margin)
-    return SharesComparison(**vars(test), versions=first.versions)
+    n, versions = test.mean.images, len(first.versions)
+
+    def detectable_at(alpha: float) -> float:
+        # At least what the loss of a single version of some images would show.
+        least = smallest_mean_difference(n, alpha) / versions
+        return inf if n == 1 else max(by_width(test.ends_at, alpha), least)
+
+    return replace(test, detectable_at=detectable_at)

@@ -36,11 +36,8 @@ class Crafted:
 
 
 def kind_of(model: nn.Module) -> str:
-    """Which suite a model gets: randomized, quantized, binary, clamped or deterministic.
-
-    A quantized model that draws at random is randomized: gradients are averaged over draws of its
-    twin.
-    """
+    """Which suite a model gets: randomized (a quantized one, too), quantized, binary, clamped or
+    deterministic."""
     if is_randomized(model):
         return "randomized"
     if needs_twin(model):
@@ -68,7 +65,7 @@ def craft(
     total = len(labels) * steps * getattr(setting, "restarts", 1)
     title = f"{shown} eps {setting.eps:.3f} steps {steps}"
     with progress(title, total) if shown else nullcontext(no_progress) as advance:
-        known = {key: getattr(work, key) for key in ("seed", "batch", "parts", "parent", "start")}
+        known = {key: getattr(work, key) for key in ("seed", "batch", "parent", "start")}
         context = Context(**known, progress=advance, pixels=True)
         adv = method_of(setting).function(model, images, labels, setting, context)
     pixels = to_pixels(adv, images, setting.eps, setting.norm, setting.rounding)
@@ -110,10 +107,8 @@ def at_budget(setting: AttackSettings, eps: float) -> AttackSettings:
 def curve_settings(
     main: AttackSettings, curves: CurveSettings
 ) -> Iterator[tuple[str, AttackSettings]]:
-    """The attacks behind the security curve (over eps) and the step curve (over steps).
-
-    Samples that are decided are dropped: only accuracy is read off these curves.
-    """
+    """The attacks behind the curves over eps and over steps, each with the curve's name. Samples
+    that are decided are dropped: only accuracy is read off."""
     decided = main.model_copy(update={"drop": True})
     yield from ((CURVES[0], at_budget(decided, eps)) for eps in curves.eps)
     yield from ((CURVES[1], decided.model_copy(update={"steps": n})) for n in curves.steps)

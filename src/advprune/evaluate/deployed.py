@@ -42,9 +42,8 @@ def target_agreement(target: Target, images: Tensor) -> float:
     """The share of images that a target and its twin answer alike: by the same class and, where
     the target gives scores, by nearly the same margin of that class over the others.
 
-    A wrong scale in a file shifts margins long before it changes classes. Of probabilities, the
-    twin's are held to the resolution of the target's, the smallest that it gives: where they are
-    rounded or saturated, margins say no more.
+    Probabilities of the twin are held to the resolution of the target's, the smallest that it
+    gives: where they are rounded or saturated, margins say no more.
     """
     own, twin = (all_logits(one, images)[0] for one in (target, differentiable(target)))
     labels, rounding = twin.argmax(1), torch.zeros(len(images))

@@ -1,12 +1,10 @@
 """What the bit-flip attack found, and two networks compared: pure functions of its records.
 
-Records are one row per flip, variant and seed: `variant` (untargeted, margin, targeted, random),
-`seed` (which batch of training images the attacker had, counted on over the `training`s of the
-network where there are several), `flip` (0 is the network before the first flip), `step`, `layer`,
-`depth` (its place among those that are stored), `index`, `bit`, `loss`, `hamming` and `accuracy` on
-the test images as in `FlipTrace.table`, passes so far, and of the whole run its `reason` to end,
-`layers` and `stored_bits`. A seed whose accuracy never came down to chance is *censored*: all that
-is known is how many flips were not enough.
+Records are one row per flip, variant and seed (which batch of training images the attacker had,
+counted on over the `training`s of the network). flip 0 is the network before the first; `depth` is
+the layer's place among those that are stored; step, index, bit, loss, hamming, accuracy and passes
+are as in `FlipTrace.table`; reason, layers and stored_bits are of the whole run. A seed whose
+accuracy never came down to chance is *censored*: so many flips were not enough.
 """
 
 from collections import Counter
@@ -23,6 +21,7 @@ import pandas as pd
 
 from advprune.evaluate.compare import Compared
 from advprune.evaluate.means import Mean, mean
+from advprune.evaluate.statistics import with_ends
 
 End = tuple[float, bool]  # a count of bits, and whether it is censored
 VARIANTS = ("untargeted", "margin", "targeted", "random")
@@ -58,11 +57,8 @@ def pairs_of(found: Sequence[Entry], root: str) -> list[tuple[Entry, Entry]]:
 
 @dataclass(frozen=True)
 class Reached:
-    """How many stored bits had to differ until a network was at chance, seed by seed.
-
-    bits: None where it never was. tried: the bits that differed when the attack ended. trainings:
-    of the network, each attacked on batches of its own.
-    """
+    """How many stored bits had to differ until a network was at chance, seed by seed: None where it
+    never was. tried: the bits that differed when the attack ended."""
 
     bits: tuple[int | None, ...]
     tried: tuple[int, ...]
@@ -73,26 +69,19 @@ class Reached:
         """The counts of the seeds that came down."""
         return [count for count in self.bits if count is not None]
 
-    @property
-    def censored(self) -> int:
-        """How many seeds did not come down."""
-        return len(self.bits) - len(self.uncensored)
-
     @cached_property
     def mean(self) -> Mean | None:
         """Over all seeds; None where any is censored, or where there is none."""
-        counts = np.array(self.uncensored)[:, None]
-        return mean(counts) if self.bits and not self.censored else None
+        return mean(np.array(self.bits)[:, None]) if self.bits and None not in self.bits else None
 
     @property
     def interval(self) -> tuple[float, float] | tuple[None, None]:
         """The 95 % t interval of the mean; None for a single seed and where there is no mean."""
-        several = self.mean is not None and self.mean.seeds > 1
-        return self.mean.interval if self.mean and several else (None, None)
+        return self.mean.interval if self.mean and len(self.bits) > 1 else (None, None)
 
     @property
     def ends(self) -> list[End]:
-        """The count of each seed, and whether it is censored: then it is what was tried."""
+        """The count of each seed, what was tried where it is censored, and whether it is."""
         pairs = zip(self.bits, self.tried, strict=True)
         return [(tried, True) if bits is None else (bits, False) for bits, tried in pairs]
 
@@ -103,20 +92,15 @@ class Reached:
 
 
 def guessing(stop: float, classes: int, labels: Sequence[int]) -> float:
-    """The accuracy at which a network counts as guessing: `stop / classes`.
-
-    Where stop is 1 or more, also the accuracy of answering the most frequent of `labels`, those of
-    the test images, every time; on few images it may be above that.
-    """
+    """The accuracy at which a network counts as guessing: `stop / classes`, where stop is 1 or more
+    at least that of always answering the most frequent of `labels`, those of the test images."""
     always = max(Counter(labels).values(), default=0) / max(len(labels), 1)
     return max(stop / classes, always if stop >= 1 else 0.0)
 
 
 def to_chance(records: pd.DataFrame, level: float, variant: str = "untargeted") -> Reached:
-    """Stored bits that differed at the first accuracy at or below `level`, for each seed.
-
-    As fine as accuracy was asked for. A network that is there before any flip needs 0.
-    """
+    """Stored bits that differed at the first accuracy at or below `level`, for each seed; 0 of a
+    network that is there before any flip."""
     runs = _runs(records, variant)
     down = [run.hamming[run.accuracy <= level].tolist() for run in runs]
     bits = tuple(int(counts[0]) if counts else None for counts in down)
@@ -137,10 +121,7 @@ def start_accuracy(records: pd.DataFrame) -> float:
 
 def over_flips(records: pd.DataFrame, variant: str = "untargeted") -> pd.DataFrame:
     """Accuracy after each number of flips: columns flips, mean, low, high (the range over seeds).
-
-    Where accuracy was not asked for, the value before stands; so does a seed's last value once it
-    has ended, which for one that came down is chance.
-    """
+    Where it was not asked for, and after a seed's end, its last value stands."""
     runs = _runs(records, variant)
     columns = {place: run.set_index("flip").accuracy.ffill() for place, run in enumerate(runs)}
     table = pd.DataFrame(columns).sort_index().ffill()
@@ -148,17 +129,12 @@ def over_flips(records: pd.DataFrame, variant: str = "untargeted") -> pd.DataFra
     return pd.DataFrame(wide).rename_axis("flips").reset_index()
 
 
-def accuracy_after(
-    records: pd.DataFrame, flips: float, variant: str = "random"
-) -> tuple[int, Sequence[float]]:
-    """How many flips were made, and the accuracies by seed then: at the first number of at least
-    `flips` after which it was asked for, or else at the last."""
-    asked = records[(records.variant == variant) & records.accuracy.notna()]
-    known = sorted(int(flip) for flip in asked.flip.unique())
-    if not known:
-        return 0, []
-    chosen = next((flip for flip in known if flip >= flips), known[-1])
-    return chosen, asked.loc[asked.flip == chosen].sort_values("seed").accuracy.tolist()
+def accuracy_after(records: pd.DataFrame, flips: float, variant: str = "random") -> Sequence[float]:
+    """Accuracies by seed at the first number of at least `flips` after which accuracy was asked
+    for, or else at the last; empty where there is none."""
+    asked = records[(records.variant == variant) & records.accuracy.notna()].sort_values("seed")
+    later = asked.flip[asked.flip >= flips]
+    return asked.accuracy[asked.flip == (later.min() if len(later) else asked.flip.max())].tolist()
 
 
 def at_the_end(records: pd.DataFrame, variant: str) -> list[float]:
@@ -168,33 +144,17 @@ def at_the_end(records: pd.DataFrame, variant: str) -> list[float]:
 
 @dataclass(frozen=True, eq=False)
 class FlipComparison(Compared):
-    """Two networks' bits to chance, by `compare_flips`."""
+    """Two networks' bits to chance, by `compare_flips`. difference: how many bits more the first
+    needs, the median over pairs; infinite or NaN if unknown."""
 
     first: Reached
     second: Reached
-
-    @cached_property
-    def difference(self) -> float:
-        """How many bits more the first needs, the median over pairs; infinite or NaN if open."""
-        own, others = ([inf if a is None else a for a in r.bits] for r in (self.first, self.second))
-        return float(np.median([a - b for a in own for b in others]))  # inf - inf: nothing is known
 
     @property
     def ratio(self) -> float | None:
         """The first mean over the second; None where either is censored."""
         own, other = self.first.mean, self.second.mean
         return own.value / other.value if own and other and other.value else None
-
-    @cached_property
-    def ends(self) -> tuple[float, float]:
-        """Every shift that the test does not reject, infinite where counts leave it open: p changes
-        only at differences of two counts, and falls away from the middle."""
-        own, others = self.first.ends, self.second.ends
-        steps = sorted({count - other for count, _ in own for other, _ in others})
-        between = [steps[0] - 1, *((a + b) / 2 for a, b in pairwise(steps)), steps[-1] + 1]
-        places = [i for i, s in enumerate(between) if _gehan(own, others, s)[0] >= self.alpha]
-        bounds = [-inf, *map(float, steps), inf]
-        return (bounds[places[0]], bounds[places[-1] + 1]) if places else (steps[0], steps[-1])
 
 
 def smallest_flip_p(first: int, second: int) -> float:
@@ -206,16 +166,29 @@ def compare_flips(first: Reached, second: Reached) -> FlipComparison:
     """Do two networks need different numbers of bits? Gehan's rank test, exact by permutation.
 
     Each seed scores the seeds of both that surely needed fewer bits, minus those that surely needed
-    more; a censored seed needs more than what was tried on it, and of two censored ones nothing is
-    known. p: of all ways to share out the scores, how many part the sums as far (two-sided).
-    Without censoring this is Wilcoxon's test with midranks. It asks whether these two networks
-    differ over batches, not how others trained alike would. ValueError without a seed. Gehan, A
-    generalized Wilcoxon test for comparing arbitrarily singly-censored samples (Biometrika, 1965).
+    more; a censored seed needs more than what was tried on it. p: of all ways to share out the
+    scores, how many part the sums as far (two-sided); without censoring, Wilcoxon's test with
+    midranks. ValueError without a seed. Gehan, A generalized Wilcoxon test for comparing
+    arbitrarily singly-censored samples (Biometrika, 1965).
     """
     if not first.bits or not second.bits:
         raise ValueError("compare_flips: an entry has no seeds")
-    p, higher = _gehan(first.ends, second.ends)
-    return FlipComparison(first, second, p=p, direction=higher)
+    own, others = first.ends, second.ends
+    p, higher = _gehan(own, others)
+    bits, known = ([inf if b is None else b for b in one.bits] for one in (first, second))
+    difference = float(np.median([a - b for a in bits for b in known]))
+
+    def ends_at(alpha: float) -> tuple[float, float]:
+        # p changes only at differences of two counts, and falls away from the middle.
+        steps = sorted({count - other for count, _ in own for other, _ in others})
+        between = [steps[0] - 1, *((a + b) / 2 for a, b in pairwise(steps)), steps[-1] + 1]
+        places = [i for i, s in enumerate(between) if _gehan(own, others, s)[0] >= alpha]
+        bounds = [-inf, *map(float, steps), inf]
+        return (bounds[places[0]], bounds[places[-1] + 1]) if places else (steps[0], steps[-1])
+
+    return FlipComparison(
+        first, second, p=p, direction=higher, difference=difference, ends_at=ends_at
+    )
 
 
 def _gehan(own: list[End], others: list[End], shift: float = 0.0) -> tuple[float, float]:
@@ -244,8 +217,5 @@ def _surely_more(one: End, other: End) -> int:
 
 def flips_metric(reached: Reached | None) -> dict[str, float | None]:
     """`flips_to_chance` with its interval for the leaderboard; None where it is not known."""
-    found = reached.mean if reached else None
-    values = (found.value, *reached.interval) if reached and found else (None, None, None)
-    names = ("flips_to_chance", "flips_to_chance_low", "flips_to_chance_high")
-    pairs = zip(names, values, strict=True)
-    return {name: None if value is None else round(value, 2) for name, value in pairs}
+    found = (reached.mean.value, *reached.interval) if reached and reached.mean else (None,) * 3
+    return with_ends("flips_to_chance", found, 2)

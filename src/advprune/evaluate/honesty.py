@@ -1,16 +1,14 @@
 """Gradient honesty: is the derivative that attacks follow the derivative of the model's answers?
 
-For random combinations of the logits, and for the margin, autograd's derivative along the attack's
-own direction and along random ones is compared with central finite differences `(f(x + h v) - f(x -
-h v)) / 2h`, image by image. A gradient that is wrong in part leads every attack astray a little,
-and no comparison between such attacks can show it. Over next to no step the two agree but for
-rounding, so this is done in float64 where the model allows it, and the best of several steps
-counts. Over a part of the budget, an honest network bends; a rounded or a rugged one follows its
-derivative not at all. Layers of quantized and binary networks declare a straight-through rule by an
-attribute, `declares_rule = True`, as any layer may; a network that computes in bfloat16 or float16
-has such a rule, as its gradient passes through the rounding of every layer. They are compared over
-an attack's step, with differences averaged over nearby points, and also attacked by their answers
-alone (probes.py).
+For the margin and a random combination of the logits, autograd's derivative along the attack's own
+direction and along random ones is compared with central finite differences `(f(x + h v) - f(x - h
+v)) / 2h`, image by image: a gradient that is wrong in part leads every attack astray, and no
+comparison between attacks can show it. Over tiny steps the two agree but for rounding, so this is
+done in float64 where the model allows it, and the best of several steps counts. Over a part of the
+budget an honest network bends; a rounded or a rugged one does not follow its derivative at all.
+Layers with a straight-through rule say so by an attribute, `declares_rule = True`; networks that
+compute in bfloat16 or float16 have such a rule, too. They are compared over an attack's step, with
+differences averaged over nearby points, and also attacked by their answers alone (probes.py).
 """
 
 import copy
@@ -53,9 +51,9 @@ def slope_errors(
 
     `|a - f| / max(|a|, |f|)` of the slopes a by autograd and f by differences, the larger of that
     along the attack's own direction and that along random ones; 0 where both are 0, 1 where one is
-    not finite. `slope_error`: over tiny steps, the smallest of them; missing where a rule is
-    declared, or logits are those of bfloat16 or float16. `step_error`: over `PART` of the budget;
-    where `slope_error` is missing, over the attack's step along its own direction.
+    not finite. `slope_error`: the smallest over tiny steps; missing where there is a
+    straight-through rule. `step_error`: over `PART` of the budget; where `slope_error` is missing,
+    over the attack's step along its own direction.
     """
     device, kind, few = device_of(model), torch.float32, pair[0][:FEW]
     private = copy.deepcopy(model).eval()

@@ -23,8 +23,8 @@ TOP = 0.999  # the percentile of sizes that stands for a layer's largest values
 
 @dataclass
 class _Sums:
-    """Figures of one layer's output by side: `of` are summed, `most` the largest of all batches.
-    They stay on the device until the end, so that nobody waits for a GPU."""
+    """Figures of one layer's output by side: `of` are summed, `most` the largest of all batches;
+    on the device until the end."""
 
     of: defaultdict[str, Any] = field(default_factory=lambda: defaultdict(float))
     most: defaultdict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
@@ -50,29 +50,29 @@ class _Sums:
             self.most[f"{side}_change"].append(change.max())
         # Image by image `[n]`: figures by side, what the attack's is compared with, and its unit.
         each = {side: part.view(images, -1) for side, part in values.items()}
-        sigma = {side: own.std(1, correction=0) for side, own in each.items()}
-        gains = {"sigma": (sigma, "clean", sigma["clean"])}
-        if "noise" in each:
-            own, rank = each["clean"], max(1, round(TOP * each["clean"].shape[1]))
-            changed = {s: ((v - own).abs() > least).double().mean(1) for s, v in each.items()}
-            top = {side: ordered(v.abs())[:, rank - 1] for side, v in each.items()}
-            gains["changed"] = changed, "noise", own.new_ones(images)
-            gains["top"] = top, "noise", top["clean"]
-        for name, (figures, to, unit) in gains.items():
+        own, rank = each["clean"], max(1, round(TOP * each["clean"].shape[1]))
+        sigma = {side: v.std(1, correction=0) for side, v in each.items()}
+        changed = {side: ((v - own).abs() > least).double().mean(1) for side, v in each.items()}
+        top = {side: ordered(v.abs())[:, rank - 1] for side, v in each.items()}
+        for name, figures, to, unit in (
+            ("sigma", sigma, "clean", sigma["clean"]),
+            ("changed", changed, "noise", own.new_ones(images)),
+            ("top", top, "noise", top["clean"]),
+        ):
             gain = figures["adv"] - figures[to]
             sums |= {f"{name}_gain": gain.sum(), f"{name}_gain_squared": gain.square().sum()}
             sums[f"{name}_scale"] = unit.sum()
         for key, number in sums.items():
             self.of[key] += number
 
-    def row(self, sides: tuple[str, ...]) -> dict[str, float]:
+    def row(self) -> dict[str, float]:
         """The layer's figures."""
         of = {key: float(number) for key, number in self.of.items()}
         most = {key: max(map(float, numbers)) for key, numbers in self.most.items()}
-        size = max(of["clean_square"], 1e-24)
-        relative = {side: (of[f"{side}_squared_change"] / size) ** 0.5 for side in sides}
+        size, n = max(of["clean_square"], 1e-24), of["images"]
+        relative = {side: (of[f"{side}_squared_change"] / size) ** 0.5 for side in SIDES}
         figures: dict[str, float] = {}
-        for side in sides:
+        for side in SIDES:
             mean = of[f"{side}_sum"] / of["values"]
             variance = max(of[f"{side}_square"] / of["values"] - mean**2, 0.0)
             figures |= {f"{side}_mean": mean, f"{side}_sigma": variance**0.5}
@@ -80,8 +80,7 @@ class _Sums:
             figures[f"{side}_top"] = of[f"{side}_top"] / of["batches"]
             if side != "clean":
                 figures[f"{side}_changed"] = of[f"{side}_changed"] / of["values"]
-        n = of["images"]
-        for name in [key.removesuffix("_scale") for key in of if key.endswith("_scale")]:
+        for name in ("sigma", "changed", "top"):
             gain, scale = of[f"{name}_gain"] / n, max(of[f"{name}_scale"], 1e-12)
             squares = max(of[f"{name}_gain_squared"] / n - gain**2, 0.0)
             figures[f"{name}_gain"] = of[f"{name}_gain"] / scale
@@ -93,15 +92,13 @@ class _Sums:
             "relative_difference": relative["adv"],
             "distance": of["distance"] / of["batches"] / max(figures["clean_sigma"], 1e-12),
             **figures,
-            **({"noise_relative": relative["noise"]} if "noise" in sides else {}),
+            "noise_relative": relative["noise"],
         }
 
 
 def wasserstein(first: Tensor, second: Tensor) -> Tensor:
-    """1-Wasserstein distance of two equally large samples: mean |difference of sorted values|.
-
-    Larger tensors are thinned evenly to `SAMPLE` values first, at the same places in both.
-    """
+    """1-Wasserstein distance of two equally large samples, mean |difference of sorted values|, both
+    thinned evenly to `SAMPLE` values."""
     thin = max(1, first.numel() // SAMPLE)
     return (ordered(first[::thin]) - ordered(second[::thin])).abs().mean()
 
@@ -114,8 +111,8 @@ def ordered(values: Tensor) -> Tensor:
 
 
 def looked_at(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers looked at, by name: modules without children (a shortcut's identity, an empty
-    Sequential, is none), and as a whole activation sites and layers with something behind them."""
+    """The layers looked at, by name: modules without children (but an empty Sequential, the
+    identity of a shortcut), and as a whole activation sites and layers with something behind."""
     kinds = (Site, WrappedConv2d)
     whole = [name for name, module in model.named_modules() if isinstance(module, kinds)]
     found = {}
@@ -129,10 +126,10 @@ def looked_at(model: nn.Module) -> dict[str, nn.Module]:
 
 @torch.no_grad()
 def where(
-    model: nn.Module, images: Tensor, adv: Tensor, noisy: Tensor | None = None, batch: int = 64
+    model: nn.Module, images: Tensor, adv: Tensor, noisy: Tensor, batch: int = 64
 ) -> pd.DataFrame:
-    """Compare every layer's output on clean and adversarial images, float `[N, C, H, W]`, and on
-    `noisy` ones: the same images under random noise of the same size. The first `LOOKED_AT` count.
+    """Compare every layer's output on clean, adversarial and `noisy` images, float `[N, C, H, W]`:
+    the last the same images under random noise of the same size. The first `LOOKED_AT` count.
 
     One row per layer in the order of the forward pass: depth (0 is the normalized input), layer,
     kind; mean_difference, max_difference of |adv - clean|; relative_difference, the L2 norm of the
@@ -146,8 +143,7 @@ def where(
     """
     model = frozen_copy(model)
     device, found = device_of(model), looked_at(model)
-    given = tuple(pictures[:LOOKED_AT] for pictures in (images, adv, noisy) if pictures is not None)
-    sides = SIDES[: len(given)]
+    given = tuple(pictures[:LOOKED_AT] for pictures in (images, adv, noisy))
     sums: dict[str, _Sums] = {}
     total = 0
 
@@ -156,18 +152,17 @@ def where(
         if not (isinstance(maps, Tensor) and maps.is_floating_point() and maps.ndim):
             return
         if maps.numel() and len(maps) % total == 0:  # the batch or its images' parts
-            own = dict(zip(sides, maps.chunk(len(sides)), strict=True))
-            sums.setdefault(name, _Sums()).add(own, total // len(sides))
+            own = dict(zip(SIDES, maps.chunk(len(SIDES)), strict=True))
+            sums.setdefault(name, _Sums()).add(own, total // len(SIDES))
 
     with watched(found, look):
         for parts in zip(*(pictures.split(batch) for pictures in given), strict=True):
-            total = len(sides) * len(parts[0])
+            total = len(SIDES) * len(parts[0])
             model(torch.cat(parts).to(device))
-    rows = [
-        {"depth": depth, "layer": name, "kind": type(found[name]).__name__} | sums[name].row(sides)
+    return pd.DataFrame(
+        {"depth": depth, "layer": name, "kind": type(found[name]).__name__} | sums[name].row()
         for depth, name in enumerate(sums)
-    ]
-    return pd.DataFrame(rows)
+    )
 
 
 def noisy_images(images: Tensor, adv: Tensor, seed: int) -> Tensor:

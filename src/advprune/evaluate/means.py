@@ -1,11 +1,10 @@
 """Means over seeds and images, with an interval that covers both, and their comparison.
 
-Each of S networks, trained alike but for the seed, is right or wrong on the same n images: `v[s,
-i]` is a crossed table with two random effects, as in studies of several readers on the same cases
-(Gallas, One-shot estimate of MRMC variance, 2006).
+S networks, trained alike but for the seed, on the same n images: a crossed table `[S, n]` of two
+random effects (Gallas, One-shot estimate of MRMC variance, 2006).
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import inf, sqrt
 
 import numpy as np
@@ -22,11 +21,10 @@ NO_SPREAD = 1e-12  # a standard error that is rounding alone
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over seeds and images, with its 95 % interval.
+    """A mean over seeds and images.
 
-    deviation: standard deviation of the seeds' own means, None for a single seed. error: standard
-    error of the mean, infinite for a single value. freedom: degrees of freedom of its t
-    distribution.
+    deviation: standard deviation of the seeds' means, None for a single seed. error: standard error
+    of the mean, infinite for a single value. freedom: degrees of freedom of its t distribution.
     """
 
     value: float
@@ -38,7 +36,7 @@ class Mean:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """`value -+ t error`."""
+        """95 %: `value -+ t error`."""
         return self.interval_at(ALPHA)
 
     def interval_at(self, alpha: float) -> tuple[float, float]:
@@ -53,8 +51,7 @@ class Mean:
 
     @property
     def p(self) -> float:
-        """Two-sided p-value of the hypothesis that the mean is 0: by t, and by the sign test where
-        all values are the same."""
+        """Two-sided, that the mean is 0: by t, by the sign test where all values are the same."""
         if self.agree:
             return 0.5 ** (max(self.seeds, self.images) - 1) if self.value else 1.0
         return 2 * float(stdtr(self.freedom, -abs(self.value) / self.error))
@@ -62,37 +59,40 @@ class Mean:
 
 @dataclass(frozen=True, eq=False)
 class MeanComparison(Compared):
-    """The mean difference of two families over the same seeds and images, by `compare_means`.
-
-    rates: whether of shares of images, which vary in a known way and differ by 1 at most.
-    """
+    """A mean difference, tested by t."""
 
     mean: Mean
-    rates: bool = field(default=True, kw_only=True)
 
-    @property
-    def difference(self) -> float:
-        """First minus second, a fraction."""
-        return self.mean.value
 
-    @property
-    def ends(self) -> tuple[float, float]:
-        """By t, with the degrees of freedom of the mean; where all networks are right on the same
-        images, Tango's score interval of none lost and none gained."""
-        if self.rates and self.mean.agree and not self.mean.value:
-            return difference_interval(0, 0, self.mean.images, self.alpha)
-        low, high = self.mean.interval_at(self.alpha)
-        return (max(low, -1.0), min(high, 1.0)) if self.rates else (low, high)
+def against_zero(difference: Mean, margin: float) -> MeanComparison:
+    """The test of a mean difference; what is detectable is so at its standard error."""
+    return MeanComparison(
+        difference,
+        p=difference.p,
+        direction=difference.value,
+        difference=difference.value,
+        ends_at=difference.interval_at,
+        detectable_at=lambda alpha: _steps(difference.freedom, alpha) * difference.error,
+        margin=margin,
+    )
 
-    @property
-    def detectable(self) -> float:
-        """At this standard error, or the one that such a difference has over images alone; infinite
-        where no rates differ by as much."""
-        known = self.mean
-        seen = _steps(known.freedom, self.alpha) * known.error
-        if self.rates and known.images > 1:  # else of networks: their spread is all there is
-            seen = max(seen, smallest_mean_difference(known.images, self.alpha, known.freedom))
-        return inf if self.rates and seen > 1 else seen
+
+def of_rates(test: MeanComparison, found: Mean) -> MeanComparison:
+    """A test of shares of images, which vary in a known way and differ by 1 at most."""
+
+    def ends_at(alpha: float) -> tuple[float, float]:
+        if found.agree and not found.value:  # Tango's interval: no network gains or loses an image
+            return difference_interval(0, 0, found.images, alpha)
+        low, high = found.interval_at(alpha)
+        return max(low, -1.0), min(high, 1.0)
+
+    def detectable_at(alpha: float) -> float:
+        seen = _steps(found.freedom, alpha) * found.error
+        if found.images > 1:  # at least the error that such a difference has over images alone
+            seen = max(seen, smallest_mean_difference(found.images, alpha, found.freedom))
+        return inf if seen > 1 else seen
+
+    return replace(test, mean=found, ends_at=ends_at, detectable_at=detectable_at)
 
 
 def smallest_mean_difference(images: int, alpha: float, freedom: float | None = None) -> float:
@@ -114,13 +114,9 @@ def compare_means(first: np.ndarray, second: np.ndarray, margin: float = MARGIN)
     found = mean(np.asarray(first, dtype=float) - second)
     # A difference of `margin` has at least this error: where none was seen, it is not zero.
     error = max(found.error, _least_error(margin, found.images))
-    return MeanComparison(
-        replace(found, error=error) if found.agree and found.value else found,
-        p=found.p,
-        direction=found.value,
-        p_equivalent=float(stdtr(found.freedom, (abs(found.value) - margin) / error)),
-        margin=margin,
-    )
+    known = replace(found, error=error) if found.agree and found.value else found
+    same = float(stdtr(found.freedom, (abs(found.value) - margin) / error))
+    return replace(of_rates(against_zero(found, margin), known), p_equivalent=same)
 
 
 def compare_calibration(first: pd.DataFrame, second: pd.DataFrame, margin: float) -> MeanComparison:
@@ -137,17 +133,15 @@ def compare_calibration(first: pd.DataFrame, second: pd.DataFrame, margin: float
     found = Mean(value, None, float(np.std(drawn, ddof=1)), inf, 1, n)
     error = _least_error(margin, n) if found.agree else found.error
     same = 1 - NORMAL.cdf((margin - abs(value)) / error)
-    return MeanComparison(found, p=found.p, direction=value, p_equivalent=same, margin=margin)
+    return replace(of_rates(against_zero(found, margin), found), p_equivalent=same)
 
 
 def mean(values: np.ndarray) -> Mean:
-    """The mean of a table `[S, n]`: rows are seeds, columns images; of differences, where paired.
+    """The mean of a table `[S, n]` of seeds and images; of differences, where paired.
 
-    Two-way random effects without repetition: with the mean squares of seeds (a), images (b) and
-    their interaction (c), `(a + b - c) / (S n)` estimates Var(mean) without bias; c is not taken
-    off, which is on the safe side. Degrees of freedom by Satterthwaite, `(a + b)^2 / (a^2 / (S - 1)
-    + b^2 / (n - 1))`. A single seed leaves the images, a single image the seeds, and a single value
-    any mean.
+    Two-way random effects: with the mean squares of seeds (a), images (b) and their interaction
+    (c), `(a + b - c) / (S n)` estimates Var(mean) without bias; c is not taken off, which is on the
+    safe side. Degrees of freedom by Satterthwaite: `(a + b)^2 / (a^2 / (S - 1) + b^2 / (n - 1))`.
     """
     table = np.asarray(values, dtype=float)
     seeds, images = table.shape

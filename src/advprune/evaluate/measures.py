@@ -39,10 +39,8 @@ def attack_success_rate(records: pd.DataFrame) -> Rate:
 
 
 def calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
-    """ECE: mean over `BINS` confidence bins of |accuracy - confidence|, weighted by count.
-
-    Naeini et al., Obtaining Well Calibrated Probabilities Using Bayesian Binning (AAAI 2015).
-    """
+    """ECE: mean over `BINS` confidence bins of |accuracy - confidence|, weighted by count (Naeini
+    et al., AAAI 2015)."""
     index = np.clip(np.ceil(np.asarray(confidence) * BINS).astype(int) - 1, 0, BINS - 1)
     count = np.bincount(index, minlength=BINS)
     sure = np.bincount(index, weights=confidence, minlength=BINS)
@@ -54,9 +52,8 @@ MOST_DRAWS = 0.9  # an image counts as misclassified where this share of draws i
 
 
 def robust_rates(records: pd.DataFrame) -> dict[str, Any]:
-    """Robust accuracy of the worst case, with its interval and its cost per image. Randomized
-    models are scored by the mean logits, by a single draw, and with an image counted as wrong only
-    where at least 9 of 10 draws are wrong; for others it is the same."""
+    """Robust accuracy of the worst case, with its interval and its cost per image: by the mean
+    logits, by a single draw, and with an image wrong only where at least 9 of 10 draws are."""
     found: dict[str, Any] = remnant_accuracy(records).columns("robust_accuracy")
     single = (records.adv_single_pred == records.label).to_numpy()
     withstood = (records.adv_wrong < MOST_DRAWS).to_numpy()

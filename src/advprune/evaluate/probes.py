@@ -1,8 +1,7 @@
 """Probes: small experiments on a model that ask whether its robust accuracy can be believed.
 
-They follow the checklists of Athalye et al. (Obfuscated Gradients, 2018, section 3.1) and Carlini
-et al. (On Evaluating Adversarial Robustness, 2019, section 5). Each yields records, from which
-`evaluate.verdict` is drawn and which count in the union; their images are not kept.
+Each yields records, from which `evaluate.verdict` (with the sources) is drawn and which count in
+the union; their images are not kept.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -95,10 +94,10 @@ class Probe:
     def all(self, suite: Mapping[str, Attack], white: pd.DataFrame) -> pd.DataFrame:
         """The records of all probes (core.profile.PROBES).
 
-        suite: the attacks that the model went through. white: what those by gradient left, image by
-        image: the probes that look for what they have missed have rows of the images that are right
-        there alone. Attacks by answers alone are run where the gradient is wrong or passes straight
-        through steps. Finished probes are kept in `work.parts`.
+        suite: the attacks that the model went through. white: the worst of those by gradient, image
+        by image; probes for what they have missed work on images that are right there. Attacks by
+        answers alone are run where the gradient is wrong or passes straight through steps. Finished
+        probes are kept in `work.parts`.
         """
         main, randomized = self.main, is_randomized(self.model)
         everything = torch.arange(len(self.images))

@@ -1,7 +1,7 @@
 """What the study of seeds found: pure functions of its records.
 
-A point is a family at one setting, trained once for each seed. Two points are compared on the same
-images and on dense networks of the same seeds: the differences are paired in both.
+A point is a family at one setting, trained once for each seed. Points are compared on the same
+images and dense networks: the differences are paired in both.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from advprune.core.params import FROM_DENSE
-from advprune.evaluate.compare import ALPHA, AT_CHANCE, LOWER_CLEAN
+from advprune.evaluate.compare import void_by
 from advprune.evaluate.means import Mean, MeanComparison, compare_means, mean
 from advprune.evaluate.measures import right
 from advprune.evaluate.robust import union
@@ -29,8 +29,7 @@ class SeededPoint:
 
     zeros: share of all weights and biases that is zero, the mean over seeds. area: distances as
     parts of twice the main attack's budget, at most 1; their mean is the area under the security
-    curve, which tells networks apart that withstand nothing at the budget. doubt: why its robust
-    accuracy and area are upper bounds only; empty where nothing says so.
+    curve. doubt: why its robust accuracy and area are upper bounds only.
     """
 
     name: str
@@ -67,8 +66,8 @@ def seeded_points(
 ) -> list[SeededPoint]:
     """The dense networks, then the points of a study that have records, in the order of `settings`.
 
-    norm, eps: of the union of all attacks on the network itself. The dense networks' images are not
-    part of it: they are tried on the points alone, which are compared with the dense networks.
+    norm, eps: of the union of all attacks on the network itself, without the images of the dense
+    networks, which are tried on the points alone.
     """
     found = []
     tried = records.attack[records.attack.str.startswith(FROM_DENSE)].iloc[:1].tolist()
@@ -94,19 +93,16 @@ def guarded(
     one: SeededPoint, other: SeededPoint, side: Side, margin: float, classes: int
 ) -> MeanComparison:
     """One point against another, void where the first's clean accuracy is at chance (its interval
-    reaches down to guessing) or significantly lower: it may only be what it always answers. side:
-    robust or area, which are upper bounds of points in doubt."""
-    clean = one.against(other, "clean", margin)
-    lower = clean.p < ALPHA and clean.direction < 0
+    reaches down to guessing) or significantly lower. side: robust or area."""
     guesses = one.mean("clean").interval[0] <= 1 / classes
-    void = AT_CHANCE if guesses else LOWER_CLEAN if lower else ""
+    void = void_by(one.against(other, "clean", margin), guesses)
     bounds = bool(one.doubt), bool(other.doubt)
     return replace(one.against(other, side, margin), void=void, bounds=bounds)
 
 
 def controls_of(points: list[SeededPoint], one: SeededPoint) -> list[SeededPoint]:
     """Controls of a learned mask: of the same sparsity, trained afterwards like it; where no weight
-    is trained the whole network, and the same training with nothing pruned."""
+    is trained, the dense network, and the same family with nothing pruned."""
     if one.family not in CONTROLS or not one.sparsity:
         return []
     if not one.is_tuned:

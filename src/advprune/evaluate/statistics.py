@@ -1,8 +1,6 @@
 """Uncertainty of rates and distances, and exact tests, intervals and power for pairs of rates.
 
-Two models on the same n images are compared by the images on which just one of them is right:
-`gained` has the first alone, `lost` the second alone, and the difference of the two accuracies is
-`(gained - lost) / n`.
+gained, lost: on how many of n images the first model alone, or the second alone, is right.
 """
 
 from dataclasses import dataclass
@@ -42,9 +40,13 @@ class Rate:
 
     def columns(self, name: str) -> dict[str, float | None]:
         """`name`, `name_low` and `name_high`, rounded to 6 places."""
-        names, values = (name, f"{name}_low", f"{name}_high"), (self.value, *self.interval)
-        pairs = zip(names, values, strict=True)
-        return {key: None if value is None else round(value, 6) for key, value in pairs}
+        return with_ends(name, (self.value, *self.interval), 6)
+
+
+def with_ends(name: str, values: tuple[float | None, ...], places: int) -> dict[str, float | None]:
+    """A value and its interval as columns `name`, `name_low` and `name_high`, rounded."""
+    pairs = zip((name, f"{name}_low", f"{name}_high"), values, strict=True)
+    return {key: None if value is None else round(value, places) for key, value in pairs}
 
 
 @cache
@@ -61,17 +63,13 @@ def rate(hits: np.ndarray) -> Rate:
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Exact two-sided McNemar p-value: under the null hypothesis, images on which just one model is
-    right fall on either side alike."""
+    """Exact two-sided McNemar p-value."""
     return float(_binomial(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
 def _score(gained: int, lost: int, n: int, difference: float) -> float:
-    """Tango's score statistic of a hypothetical difference; falls as that rises.
-
-    Its variance is the one that the most likely rates under that difference give: `share`, that of
-    images which the second alone has right, solves a quadratic equation.
-    """
+    """Tango's score statistic of a hypothetical difference; falls as that rises. `share`, the most
+    likely rate of images that the second alone has right, solves a quadratic equation."""
     b = (2 * n - gained + lost) * difference - gained - lost
     c = -lost * difference * (1 - difference)
     share = (sqrt(max(b * b - 8 * n * c, 0.0)) - b) / (4 * n)
@@ -82,13 +80,15 @@ def _score(gained: int, lost: int, n: int, difference: float) -> float:
 
 @cache
 def difference_interval(gained: int, lost: int, n: int, alpha: float) -> tuple[float, float]:
-    """The differences that the score test does not reject at `alpha`; n >= 1.
+    """The differences that the score test does not reject at `alpha`.
 
     Tango, Equivalence test and confidence interval for the difference in proportions for the
     paired-sample design (Statistics in Medicine, 1998).
     """
     from scipy.optimize import brentq
 
+    if not n:
+        return -1.0, 1.0
     critical, middle = NORMAL.inv_cdf(1 - alpha / 2), (gained - lost) / n
     ends = []
     for edge, wanted in ((-1.0, critical), (1.0, -critical)):
@@ -109,11 +109,9 @@ def equivalence(gained: int, lost: int, n: int, margin: float) -> float:
 
 @cache
 def smallest_difference(discordant: int, n: int, alpha: float) -> float:
-    """The difference that McNemar's exact test at `alpha` shows on n images in 80 % of all cases.
-
-    discordant: on how many images just one model is right, at least as many as are needed.
-    Exact: their number and the first model's part in them are binomial. Infinite for too small n.
-    """
+    """The difference that McNemar's exact test at `alpha` shows on n images in 80 % of all cases;
+    infinite for too small n. discordant: on how many images just one model is right, if the
+    difference does not need more; their number and the first model's part in them are binomial."""
     from scipy.optimize import brentq
     from scipy.stats import binom
 
@@ -129,9 +127,9 @@ def smallest_difference(discordant: int, n: int, alpha: float) -> float:
 
 
 def consistent(ends: tuple[float, float], difference: float, p: float) -> tuple[float, float]:
-    """An interval of a difference that does not contradict the p-value beside it: where Holm's
-    step-down p shows a difference that the interval at `ALPHA / tests` does not, its end beyond 0
-    becomes 0; where an exact p does not show one, 0 is taken in."""
+    """An interval that does not contradict the p-value beside it: where Holm's step-down p shows a
+    difference that the interval at `ALPHA / tests` does not, its end beyond 0 becomes 0; where an
+    exact p does not show one, 0 is taken in."""
     low, high = ends
     if p >= ALPHA:
         return min(low, 0.0), max(high, 0.0)
@@ -139,11 +137,8 @@ def consistent(ends: tuple[float, float], difference: float, p: float) -> tuple[
 
 
 def median_distance(values: np.ndarray) -> tuple[float, float, float]:
-    """The median of distances `[n]`, n >= 1, and its 95 % percentile bootstrap interval.
-
-    Infinite distances are larger than any. The middle of n values drawn with replacement is
-    `x_(ceil(n u))` of the sorted ones; u, the middle of n uniform numbers, is beta distributed.
-    """
+    """The median of distances `[n]`, n >= 1, and its 95 % percentile bootstrap interval: the middle
+    of n values drawn with replacement is `x_(ceil(n u))` of the sorted ones, u beta distributed."""
     ordered, n = np.sort(np.asarray(values, dtype=float)), len(values)
     if n == 0:
         raise ValueError("median_distance: there are no distances")

@@ -51,11 +51,8 @@ class Suite:
         return Work(*how, parent=self.parent)
 
     def attack(self, name: str, model: nn.Module) -> tuple[pd.DataFrame, dict[str, Tensor]]:
-        """The suite of the model's kind, the extra attacks, the probes and both curves.
-
-        Returns the records of all of them, and the uint8 images of the attacks of the table and of
-        the transfer attacks.
-        """
+        """The records of the suite of the model's kind, of the probes and of both curves; and the
+        uint8 images of the attacks of the table and of the transfer attacks."""
         model = admitted("suite", model, self.images)
         main = self.profile.table()[self.choice.main]
         attacks = self._attacks(model)
@@ -65,23 +62,14 @@ class Suite:
         parts = [f"curve-{settings.index(setting)}" for setting in settings]
         jobs = attacks | dict(zip(parts, settings, strict=True))
         run, clean = partial(self._run, name, model), self._clean(model)  # the same for all jobs
+
+        def follow(chain: dict[str, Attack]) -> None:
+            for one in chain.items():
+                run(*one)
+
         if not isinstance(model, Target):  # another runtime may not survive a fork
-            chains: dict[str, dict[str, Attack]] = {}  # attacks that come after one another
-            for part, setting in jobs.items():
-                chains[part] = chains.get(setting.after or "", {})
-                chains[part][part] = setting
-            facts = int(self.labels.max()) + 1, is_randomized(model)
-
-            def passes(chain: dict[str, Attack]) -> int:
-                return sum(passes_of(setting, *facts) for setting in chain.values())
-
-            def follow(chain: dict[str, Attack]) -> None:
-                for one in chain.items():
-                    run(*one)
-
-            # The longest first: no core waits for it at the end.
-            each = sorted({id(c): c for c in chains.values()}.values(), key=passes, reverse=True)
-            ahead(f"{name}, attacks", [partial(follow, chain) for chain in each])
+            chains = self._chains(jobs, is_randomized(model))
+            ahead(f"{name}, attacks", [partial(follow, chain) for chain in chains])
         found = {attack: run(attack, setting) for attack, setting in attacks.items()}
         suite = pd.concat([table for _, table in found.values()], ignore_index=True)
         probe = Probe(model, self.images, self.labels, main, replace(self.work, clean=clean))
@@ -111,6 +99,19 @@ class Suite:
         foreign = () if self.parent is not None else OF_NETWORKS
         return {n: s for n, s in found.items() if getattr(s, "backward", None) not in foreign}
 
+    def _chains(self, jobs: dict[str, Attack], randomized: bool) -> list[dict[str, Attack]]:
+        """Jobs that come after one another; the longest first, so that no core waits for it."""
+        chains: dict[str, dict[str, Attack]] = {}
+        for part, setting in jobs.items():
+            chains[part] = chains.get(setting.after or "", {})
+            chains[part][part] = setting
+        classes = int(self.labels.max()) + 1
+
+        def passes(chain: dict[str, Attack]) -> int:
+            return sum(passes_of(setting, classes, randomized) for setting in chain.values())
+
+        return sorted({id(c): c for c in chains.values()}.values(), key=passes, reverse=True)
+
     def _run(
         self, name: str, model: nn.Module, part: str, setting: Attack
     ) -> tuple[Crafted, pd.DataFrame]:
@@ -134,8 +135,7 @@ class Suite:
 
         An attack that comes `after` another works on the images which that one did not break (after
         a search for distances: on those `within` a distance, from the images that it found), and
-        has its images of the others. A random model is attacked as a whole: an image that it got
-        wrong once may be right in the next draws.
+        has its images of the others. A random model is attacked as a whole.
         """
 
         def compute() -> Noted:

@@ -1,11 +1,11 @@
 """How long a network takes on this machine, as PyTorch runs it here.
 
-Networks take turns, call by call, so that what else the machine does meets all of them. A mask of
-zeros saves no time in dense kernels, and quantized networks here are integers in floating point.
-Times differ between runs; nothing that is compared byte by byte may contain them.
+Networks take turns, call by call, so that what else the machine does meets all of them. Nothing
+that is compared byte by byte may contain times.
 """
 
 import platform
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,9 +68,8 @@ def machine(device: torch.device) -> dict[str, Any]:
     """What the times are of: the processor's name and, on a CPU, the threads that torch uses."""
     if device.type == "cuda":
         return {"processor": torch.cuda.get_device_name(device), "threads": None}
-    name, known = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
-    if known.is_file():
-        lines = known.read_text(encoding="utf-8").splitlines()
-        models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        name = models[0] if models else name
+    known = Path("/proc/cpuinfo")
+    text = known.read_text(encoding="utf-8") if known.is_file() else ""
+    named = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
+    name = named[1] if named else platform.processor() or platform.machine()
     return {"processor": name, "threads": torch.get_num_threads()}

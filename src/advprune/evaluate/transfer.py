@@ -1,7 +1,6 @@
 """Transfer: images crafted on a source model, scored on a target.
 
-Success is counted only on images that source and target both classify correctly when clean:
-otherwise a damaged target would look resistant, or fooled, for other reasons.
+Success is counted only on images that source and target both classify correctly when clean.
 """
 
 from collections.abc import Mapping
@@ -35,9 +34,8 @@ def transfer_records(
     """A target's answers to images crafted elsewhere: one row per image and (source, attack).
 
     images: float `[N, C, H, W]` in [0, 1], the clean ones. crafted: uint8 images of the same shape
-    by (source, attack). Columns: source, attack, index, label, clean_pred, the answers `ANSWERS`
-    (records.score), and linf and l2, the size of the change. ValueError where logits are not
-    finite.
+    by (source, attack). Columns: `SOURCE`, and of `records.score` index, label, clean_pred,
+    `ANSWERS`, linf and l2. ValueError where logits are not finite.
     """
     from advprune.evaluate.records import answers, scored
 
@@ -72,8 +70,8 @@ def images_for(
 def transfer_success(target: pd.DataFrame, source: pd.DataFrame) -> Rate:
     """Share of attacked images that fool the target, among those both models had right.
 
-    target: records of the target on the source's images; source: the source's own records. Both
-    hold the same images of the same attack in the same order, which is checked.
+    target: its records on the source's images; source: the source's own. ValueError unless both
+    hold the same images of the same attack in the same order.
     """
     if not len(target):  # it was not tried
         return Rate(0, 0)

@@ -1,11 +1,6 @@
 """Audit of a checkpoint: what its tensors are, how sparse, and which network they make up, if any.
+What fits is what `checkpoint.fill` loads; no network is run."""
 
-A tensor under a wrong name leaves random weights in its place, and the sparsity in a file may
-differ from the one that is claimed. Here tensors are compared with what the architecture needs,
-name by name, and zeros are counted. No network is run; what fits is what `checkpoint.fill` loads.
-"""
-
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -47,12 +42,10 @@ class Layer:
 class Audit:
     """What a checkpoint holds.
 
-    spec: the architecture that the tensors were compared with; None where none fits. source: where
-    that is from (header, given or inferred). layers: the prunable weights, in the network's order
-    (in the file's without an architecture, which is told by their names and shapes). tensors: under
-    the network's names, masks applied. zeros, count: of all weights and biases, those of batch-norm
-    too, and the network's other parameters; running statistics do not count. faults: one line each;
-    a network with a fault is not to be evaluated. notes: what is odd and yet no fault.
+    spec: the architecture that the tensors were compared with; None where none fits. source:
+    header, given or inferred. layers: the prunable weights, in the network's order. tensors: under
+    the network's names, masks applied. zeros, count: of all parameters. faults: one line each; a
+    network with a fault is not to be evaluated. notes: what is odd and yet no fault.
     """
 
     spec: ModelSpec | None
@@ -109,11 +102,9 @@ def audit(
 
     spec: what they should be, from the file's header; `given`, of architecture, width, channels and
     classes, must not contradict it. Without a header the architecture is inferred, with what is
-    given fixed. tolerance: numbers of at most this magnitude count as zeros, at least 0. keep: the
-    share of each layer's weights that the largest |popup_scores| keep, in (0, 1], for files that
-    hold such scores (HYDRA, Sehwag et al., 2020, where it is called k). factory: the function of
-    the user's that may be called to make the network (`checkpoint.build`). Raises UserError where
-    `given`, tolerance or keep are out of range, and where the network cannot be made.
+    given fixed. tolerance: numbers of at most this magnitude count as zeros. keep: as in
+    `weights.plain`. factory: as in `checkpoint.build`. UserError where `given`, tolerance or keep
+    are out of range, and where the network cannot be made.
     """
     if not 0 <= tolerance < inf:
         raise UserError(f"the tolerance of zeros is a number of at least 0 (got {tolerance})")
@@ -144,76 +135,53 @@ def audit(
         )
         spec = None
     faults += _faults(ordered, wanted, spec is not None)
-    counted = list(_counted(ordered, wanted, tolerance))
+    counted = []  # what is learned, and what is named like that, with its zeros
+    for name, tensor in ordered.items():
+        if isinstance(wanted.get(name), nn.Parameter) or _ending(name) in ("weight", "bias"):
+            # As float64: the magnitude of the smallest int8 is no int8.
+            sizes = (tensor if tensor.is_complex() else tensor.double()).abs()
+            shape, zeros = tuple(tensor.shape), int((sizes <= tolerance).sum())
+            counted.append(Layer(name, shape, dtype_name(tensor), zeros, tensor.numel()))
     if spec and network:
-        kinds = (*WEIGHTED, *TRANSPOSED, QuantizedLayer)
-        mapping = {f"{n}.weight" for n, m in network.named_modules() if isinstance(m, kinds)}
+        prunable = (*WEIGHTED, *TRANSPOSED, QuantizedLayer)
+        mapping = {f"{n}.weight" for n, m in network.named_modules() if isinstance(m, prunable)}
     else:
-        named = (x for x in counted if x.name.rpartition(".")[2] == "weight")
-        mapping = {x.name for x in named if len(x.shape) >= 2}
+        mapping = {x.name for x in counted if _ending(x.name) == "weight" and len(x.shape) > 1}
     layers = tuple(x for x in counted if x.name in mapping)
-    notes = [*found.notes, *_notes(ordered, layers, spec, source)]
+    notes = found.notes
+    kinds = [dtype_name(tensor) for tensor in ordered.values()]
+    if spec is None or spec.quantization is None:
+        for kind in sorted(set(kinds) - {"float32"}):
+            notes.append(f"type: {kinds.count(kind)} of {len(kinds)} tensors are {kind}")
+    if spec and source == "inferred":
+        notes.append(
+            f"inferred: names and shapes fit {spec.architecture}, which has no max-pooling; they "
+            "do not show pooling, strides or activations"
+        )
     source = source if spec else "none"
     return Audit(spec, source, layers, found.tensors, *_sums(counted), tuple(faults), tuple(notes))
 
 
-def _counted(tensors: Tensors, wanted: Tensors, tolerance: float) -> Iterator[Layer]:
-    """What is learned, and what is named like that, with its zeros."""
-    for name, tensor in tensors.items():
-        learned = isinstance(wanted.get(name), nn.Parameter)
-        if learned or name.rpartition(".")[2] in ("weight", "bias"):
-            # As float64: the magnitude of the smallest int8 is no int8.
-            sizes = (tensor if tensor.is_complex() else tensor.double()).abs()
-            shape, zeros = tuple(tensor.shape), int((sizes <= tolerance).sum())
-            yield Layer(name, shape, dtype_name(tensor), zeros, tensor.numel())
+def _ending(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _faults(tensors: Tensors, wanted: Tensors, fits: bool) -> Iterator[str]:
     """What is missing, left over or does not fit its place, where the tensors are to fit; numbers
-    that are none; weights that are, bit for bit, those of another layer."""
+    that are none; variances of which batch-norm would make NaN."""
     if fits:
         yield from misfits(tensors, wanted)
     for name, tensor in tensors.items():
         looked_at = fits and name in wanted  # by `misfits`
         if not looked_at and (bad := int((~tensor.isfinite()).sum())):
             yield f"numbers: {name} holds {bad} that are NaN or infinite"
-    for name, tensor in tensors.items():
         is_variance = name.endswith("running_var") and tensor.is_floating_point()
-        if is_variance and bool((tensor.double() < 0).any()):
-            yield f"numbers: {name} holds negative variances"  # batch-norm would make NaN of them
-    seen: dict[tuple[Any, ...], str] = {}
-    for name, tensor in tensors.items():
-        # Constant weights prove nothing, nor do a network's own buffers of floating numbers.
-        own = name in wanted and not isinstance(wanted[name], nn.Parameter)
-        small = tensor.ndim < 2 or not tensor.numel() or (own and tensor.is_floating_point())
-        if small or bool((tensor == tensor.flatten()[0]).all()):
-            continue
-        numbers = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-        key = (tensor.dtype, tuple(tensor.shape), hashlib.sha256(numbers.data).digest())
-        if key in seen:
-            yield f"twice: {seen[key]} and {name} hold the same numbers"
-        seen.setdefault(key, name)
-
-
-def _notes(
-    tensors: Tensors, layers: tuple[Layer, ...], spec: ModelSpec | None, source: str
-) -> Iterator[str]:
-    """What a reader should know and `fill` would accept."""
-    if spec is None or spec.quantization is None:
-        kinds = [dtype_name(tensor) for tensor in tensors.values()]
-        for kind in sorted(set(kinds) - {"float32"}):
-            yield f"type: {kinds.count(kind)} of {len(kinds)} tensors are {kind}"
-    yield from (f"empty: every number of {x.name} is zero" for x in layers if x.zeros == x.count)
-    if spec and source == "inferred":
-        yield (
-            f"inferred: names and shapes fit {spec.architecture}, which has no max-pooling; they "
-            "do not show pooling, strides or activations"
-        )
+        if is_variance and bool((tensor < 0).any()):
+            yield f"numbers: {name} holds negative variances"
 
 
 def network_of(spec: ModelSpec | None, factory: str | None = None) -> nn.Module | None:
-    """The network of a spec; of this library's without memory for numbers, which the code of others
-    may need."""
+    """The network of a spec; of this library's without memory for numbers."""
     if spec is None:
         return None
     with nullcontext() if spec.is_foreign else torch.device("meta"):
@@ -250,13 +218,9 @@ def foreign_spec(given: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) 
 
 
 def inferred(tensors: Tensors, given: Mapping[str, Any]) -> ModelSpec | None:
-    """The network of this library that the tensors' names and shapes fit best; None where there is
-    none.
-
-    A fourth stage makes it a ResNet18. Width and channels are those of `conv1.weight`, classes
-    those of the last linear layer, unless `given` says otherwise; normalization cannot be told from
-    weights and is none. UserError where what is given describes no network.
-    """
+    """The network of this library that the tensors' names and shapes fit best, with what is
+    `given`; None where there is none. A fourth stage makes it a ResNet18; normalization cannot be
+    told from weights. UserError where what is given describes no network."""
     architecture = "resnet18" if any(n.startswith("layer4.") for n in tensors) else "resnet20"
     sizes: dict[str, Any] = {"architecture": architecture, **shown(architecture, tensors)}
     if (stem := tensors.get("conv1.weight")) is not None and stem.ndim == 4:

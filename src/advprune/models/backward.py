@@ -1,17 +1,11 @@
 """Backward rules: what an attack takes the derivative of a layer to be.
 
-A layer that draws, rounds, clamps or takes signs hides its gradient. Such a layer has the attribute
-`backward`, the rule that is used, and names the rules it knows in `rules`. Attacks choose one on
-their private copies; layers that do not know it stay as they are. Two rules are not of layers but
-of a whole network: `parent`, the gradient of the model that this one was made from, and `ensemble`,
-that of the mean logits of both. The forward pass is the model's own whatever the rule is.
-
-- `constant`, `scale`, `identity`: of layers that draw, see stochastic.py. Identity: the layer is
-  passed over (BPDA: Athalye, Carlini and Wagner, Obfuscated Gradients Give a False Sense of
-  Security, 2018, section 4.1).
-- `straight`: clamped maps and signs are passed over likewise. A rule of its own: where their own
-  derivative leads somewhere, it mostly leads further.
-- `wide`: a slope of the sign that is not zero before two standard deviations (binary.py).
+A layer that hides its gradient names the rules it knows in `rules`; its attribute `backward` is the
+one that is used, which attacks choose on their private copies. `constant`, `scale` and `identity`
+are of layers that draw (stochastic.py); `identity` and `straight`, of clamped maps and signs, pass
+over the layer (BPDA: Athalye et al., 2018, section 4.1); `wide` is a wider slope of the sign
+(binary.py). `parent`, the gradient of the model that this one was made from, and `ensemble`, that
+of the mean logits of both, are of whole networks.
 """
 
 from typing import get_args

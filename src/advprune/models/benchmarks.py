@@ -1,13 +1,10 @@
-"""The networks of RobustBench and AdversarialPruningBenchmark, for images of 32x32, and the
-checkpoints of these benchmarks under this library's names.
+"""The networks of RobustBench and AdversarialPruningBenchmark, for images of 32x32, with the names
+of tensors of their files, by some of which each is told. ResNet18 in the form that is usual for
+CIFAR is this library's `resnet18`.
 
 wide_resnet: Zagoruyko and Komodakis, Wide Residual Networks (BMVC 2016). preact_resnet18: He et
 al., Identity Mappings in Deep Residual Networks (ECCV 2016). vgg16: Simonyan and Zisserman (ICLR
-2015) with batch-norm and fewer linear layers than for ImageNet. Tensors have the names of the
-benchmarks' files. On images of 32x32 pooling is theirs; of other sizes, it is adaptive.
-
-In a file, each kind of network is told by some names of tensors that no other has. ResNet18 in the
-form that is usual for CIFAR needs no row: it is this library's `resnet18`.
+2015) with batch-norm and fewer linear layers than for ImageNet.
 """
 
 from collections.abc import Callable, Mapping
@@ -56,20 +53,19 @@ def _vgg(tensors: Tensors) -> dict[str, Any]:
 
 
 PWOA = {"layer6.0": "classifier.0", "layer7.0": "classifier.2", "layer8": "classifier.4"}
-STARTS = (0, 7, 14, 24, 34)  # of VGG16's stages among the modules of `features`
+# PwoA's `layer<stage>.<place>.<0 or 1>`, for convolutions and their batch-norms.
+PWOA |= {
+    f"layer{stage}.{place}.{part}": f"features.{start + 3 * place + part}"
+    for stage, start in enumerate((0, 7, 14, 24, 34), 1)
+    for place in range(3)
+    for part in (0, 1)
+}
 
 
 def _from_stages(name: str) -> str:
-    """PwoA's VGG16: `layer<stage>.<place>.<0 or 1>` for convolutions and their batch-norms."""
-    for theirs, ours in PWOA.items():
-        if name.startswith(f"{theirs}."):
-            return ours + name.removeprefix(theirs)
-    stage, *rest = name.removeprefix("layer").split(".")
-    if len(rest) != 3 or not name.startswith("layer") or not (stage + rest[0] + rest[1]).isdigit():
-        return name
-    if not 1 <= int(stage) <= len(STARTS):
-        return name
-    return f"features.{STARTS[int(stage) - 1] + 3 * int(rest[0]) + int(rest[1])}.{rest[2]}"
+    """The name of a tensor of PwoA's VGG16 in ours."""
+    layer, _, tensor = name.rpartition(".")
+    return f"{PWOA[layer]}.{tensor}" if layer in PWOA else name
 
 
 VGG = ("features.0.weight", "features.40.weight", "features.41.running_var")

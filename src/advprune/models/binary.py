@@ -1,15 +1,13 @@
 """Binary networks: one stored bit per weight, binary inputs; deployed, and as they are trained.
 
-The layers are those of RBNN (Lin et al., Rotated Binary Neural Network, NeurIPS 2020), which RA-BNN
-(Rakin et al., RA-BNN, 2021) builds on. A weight is `alpha_c b` with b in {-1, 1} and one alpha_c >
-0 per output channel; the input of a convolution is standardized over the whole sample and replaced
-by its sign. Batch-norm and a Hardtanh follow: after a ReLU nothing would be negative. The layer
-that sees the image and the classifier take real inputs.
+The layers are those of RBNN (Lin et al., Rotated Binary Neural Network, NeurIPS 2020) without its
+rotation, which RA-BNN (Rakin et al., 2021) builds on. A weight is `alpha_c b` with b in {-1, 1} and
+one alpha_c > 0 per output channel; the input of a convolution is standardized over the whole sample
+and replaced by its sign, but that of the first, which sees the image. Batch-norm and a Hardtanh
+follow.
 
-In training the layers have float weights, from which the bits are computed, as in RBNN without its
-rotation: a filter is standardized, `w = (v - mean) / std`, and the bit is its sign. The gradient
-passes both signs, of weights and of inputs, by `slope`, which narrows over the epochs. `freeze`
-keeps the bits alone.
+In training a filter of float weights is standardized and its bits are its signs. The gradient
+passes both signs, of weights and of inputs, by `slope`. `freeze` keeps the bits alone.
 """
 
 import copy
@@ -56,17 +54,14 @@ def binarize(x: torch.Tensor, t: float = SLOPES["own"], k: float = 1.0) -> torch
 
 
 def slope(x: torch.Tensor, t: float, k: float) -> torch.Tensor:
-    """`max(0, k (2 sqrt(t^2 / 2) - |t^2 x|))`: a tent of height sqrt(2) k t, zero from
-    |x| = sqrt(2) / t on. Its area is 2 k whatever t is."""
+    """`max(0, k (2 sqrt(t^2 / 2) - |t^2 x|))`: a tent of height sqrt(2) k t and area 2 k, zero from
+    |x| = sqrt(2) / t on."""
     return (k * (2**0.5 * t - (t * t * x).abs())).clamp_min(0)
 
 
 def standardized(x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Maps `[N, C, H, W]` minus their mean over their deviation, sample by sample.
-
-    mask: `[C]` of 0 and 1; channels at 0 do not count. Values are taken in one order whatever their
-    layout in memory, so that the sign of what comes out does not hang on it.
-    """
+    """Maps `[N, C, H, W]` minus their mean over their deviation, sample by sample, in one order
+    whatever their layout in memory. mask: `[C]` of 0 and 1; channels at 0 do not count."""
     x = x.contiguous()
     if mask is None:
         return F.layer_norm(x, x.shape[1:], eps=EPS)
@@ -77,11 +72,9 @@ def standardized(x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Ten
 
 
 class BinaryConv2d(nn.Conv2d):
-    """A convolution whose weight is `alpha_c b`, exactly; its input is standardized.
-
-    binary_input: whether the input is then replaced by its sign. Sums of signs times signs are
-    whole numbers, the same in any order. backward: one of `SLOPES`, or straight (the identity).
-    """
+    """A convolution whose weight is `alpha_c b`, exactly; its input is standardized. binary_input:
+    whether it is then replaced by its sign; such sums are the same in any order. backward: one of
+    `SLOPES`, or straight (the identity)."""
 
     rules = ("wide", "straight")
     declares_rule = True
@@ -118,7 +111,7 @@ def convert(
     linear: Callable[[nn.Linear], nn.Module],
 ) -> nn.Module:
     """A dense network, in place, with other layers, and a Hardtanh for every ReLU. convolution: is
-    told whether the input becomes binary, which that of the first does not: it is the image."""
+    told whether the input becomes binary, which that of the first does not."""
     first = True
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Conv2d):
@@ -172,9 +165,8 @@ def schedule(epoch: int, epochs: int, last: float = MOST_T) -> tuple[float, floa
 class LatentConv2d(nn.Module):
     """A binary convolution in training, made from a dense one, whose weight becomes the latent one.
 
-    alpha: the scale of each output channel, which may turn negative. t, k: the slope's, see
-    `schedule`; inputs take max(t, 1) and 1. mask: `[in]` of 0 and 1, or null: input channels at 0
-    are as if they were not there.
+    alpha: the scale of each output channel, which may turn negative. t, k: of `schedule`; inputs
+    take max(t, 1) and 1. mask: `[in]` of 0 and 1, or null: input channels at 0 do not exist.
     """
 
     def __init__(self, layer: nn.Conv2d, binary_input: bool) -> None:
@@ -216,12 +208,9 @@ class LatentConv2d(nn.Module):
 
 
 class LatentLinear(nn.Module):
-    """The classifier in training: `s b` with `b = 1 where W >= mean(W), else -1`; the gradient
-    passes as if W itself were used.
-
-    s is the mean of |W| over the weights that are not between -mean(W) and mean(W). mask: `[in]` of
-    0 and 1, or null: inputs at 0 are as if they were not there.
-    """
+    """The classifier in training: `s b` with `b = 1 where W >= mean(W), else -1`, with the gradient
+    of W itself. s is the mean of |W| over the weights that are not between -mean(W) and mean(W).
+    mask: as in LatentConv2d."""
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
@@ -253,7 +242,7 @@ Latent = LatentConv2d | LatentLinear
 def latent(model: nn.Module) -> nn.Module:
     """The training form of a dense network with initialized weights, in place. The last batch-norm
     of each residual branch starts at a scale of zero (Goyal et al., Accurate, Large Minibatch SGD,
-    2017): a deep network of signs learns little before its branches are quiet."""
+    2017)."""
     for block in model.modules():
         if isinstance(block, BasicBlock):
             nn.init.zeros_(block.bn2.weight)
@@ -274,7 +263,7 @@ def begin_epoch(model: nn.Module, epoch: int, epochs: int, last: float = MOST_T)
 
 def freeze(model: nn.Module) -> nn.Module:
     """The deployed form of a trained binary network, as a copy: the same logits as in evaluation
-    mode, each weight one bit and its channel's scale, and no float weight behind it."""
+    mode."""
     copied = copy.deepcopy(model)
     for name, layer in latent_layers(copied).items():
         copied.set_submodule(name, layer.frozen())

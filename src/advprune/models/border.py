@@ -1,9 +1,6 @@
-"""The border for models: any nn.Module is made right here, or refused in one line.
-
-Attacks and scoring ask `admitted` for the model that they query; `prune` and `quantize` ask
-`compressible` for the copy that they change. Neither changes the caller's model or any global
-random state.
-"""
+"""The border for models: any nn.Module is made right here, or refused in one line. Attacks and
+scoring ask `admitted` for the model that they query; `prune` and `quantize` ask `compressible` for
+the copy that they change. Neither changes the caller's model or a global random state."""
 
 import re
 from collections.abc import Iterator
@@ -106,10 +103,8 @@ def _refuse_probabilities(
     who: str, model: nn.Module, images: torch.Tensor, first: torch.Tensor
 ) -> None:
     """InputError where outputs lie in [0, 1], not all at its ends, and either sum to one on every
-    image or come out of a sigmoid: that logits lie there may be chance.
-
-    first: the outputs of some images, which are mostly enough to tell.
-    """
+    image or come out of a sigmoid: that logits lie there may be chance. first: the outputs of some
+    images, which are mostly enough to tell."""
 
     def shares(outputs: torch.Tensor) -> bool:
         return bool(((outputs >= 0) & (outputs <= 1)).all() and (outputs % 1 > 0).any())
@@ -199,11 +194,8 @@ def check_images(who: str, images: torch.Tensor, *labels: torch.Tensor) -> None:
 
 def compressible(who: str, model: nn.Module, images: torch.Tensor | None = None) -> nn.Module:
     """A copy for `prune` and `quantize`: evaluation mode, plain weights, and a module of its own
-    behind every name (`unshared`).
-
-    images: where given, the model must pass `admitted` as well. InputError where weights are
-    missing, shared, hidden or without shape, and where there are hooks, which would be lost.
-    """
+    behind every name (`unshared`). images: where given, the model must be `admitted`. InputError
+    where weights are missing, shared, hidden or without shape, and where there are hooks."""
     model = _unwrapped(who, model)
     if images is not None:
         admitted(who, model, images)

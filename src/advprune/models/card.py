@@ -1,7 +1,7 @@
 """A model's card: the facts of the file that was saved, in JSON beside it: zeros, bits, operations,
 and weights that meet only padding."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,19 @@ def stored_bits_of(model: nn.Module) -> int:
     )
 
 
-@torch.no_grad()
+def _each_pass(
+    model: nn.Module,
+    kinds: tuple[type[nn.Module], ...],
+    look: Callable[..., None],
+    shape: tuple[int, ...],
+) -> None:
+    """`look(name, layer, inputs, output)` at every layer of these kinds in the pass of an image."""
+    parts: dict[str, nn.Module] = dict(model.named_modules())
+    layers = {name: part for name, part in parts.items() if isinstance(part, kinds)}
+    with torch.no_grad(), watched(layers, look), undisturbed():
+        model(torch.zeros(1, *shape, device=device_of(model)))
+
+
 def macs_of(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """Multiply-accumulates that one image `[C, H, W]` costs in convolutions and linear layers: an
     output value as many as a filter has weights, zeros too, and an input value of a transposed
@@ -76,25 +88,19 @@ def macs_of(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
         else:
             counts.append(out.numel() * layer.weight[0].numel())
 
-    layers = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, (*WEIGHTED, *TRANSPOSED, nn.MultiheadAttention, QuantizedLayer))
-    }
-    with watched(layers, look), undisturbed():
-        model(torch.zeros(1, *image_shape, device=device_of(model)))
+    kinds = (*WEIGHTED, *TRANSPOSED, nn.MultiheadAttention, QuantizedLayer)
+    _each_pass(model, kinds, look, image_shape)
     return sum(counts)
 
 
-@torch.no_grad()
 def met(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, torch.Tensor]:
     """By convolution, which places of its filters `[kh, kw]` ever meet a value on such images."""
     found: dict[str, torch.Tensor] = {}
 
-    def look(
-        name: str, layer: nn.Conv2d, inputs: tuple[torch.Tensor, ...], out: torch.Tensor
-    ) -> None:
+    def look(name: str, layer: nn.Conv2d, inputs: tuple[torch.Tensor, ...], out: Any) -> None:
         """Of an image of ones, the derivative by a weight counts the values that it meets."""
+        if layer.padding_mode != "zeros":
+            return
         weight = torch.ones(1, 1, *layer.kernel_size, dtype=torch.float64, requires_grad=True)
         ones = torch.ones(1, 1, *inputs[0].shape[2:], dtype=torch.float64)
         with torch.enable_grad():
@@ -103,13 +109,7 @@ def met(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, torch.
         places = counts[0, 0] > 0.5
         found[name] = places | found.get(name, places)
 
-    layers = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros"
-    }
-    with watched(layers, look), undisturbed():
-        model(torch.zeros(1, *image_shape, device=device_of(model)))
+    _each_pass(model, (nn.Conv2d,), look, image_shape)
     return found
 
 
@@ -141,9 +141,8 @@ def card_of(
 ) -> dict[str, Any]:
     """The card of a model that was read from the file `path`, or of none.
 
-    facts: what the file does not say, by the keys of NO_FACTS (ticket: its distance from the dense
-    network). image_shape: of an image `[C, H, W]`, for `macs` and `inert`, which are null without
-    it. `code` is the sha256 of the file of the user's own code, so that a change is noticed.
+    facts: what the file does not say, by the keys of NO_FACTS. image_shape: of an image
+    `[C, H, W]`, for `macs` and `inert`. `code` is the sha256 of the file of the user's own code.
     """
     spec = getattr(model, "spec", None)
     files = code_files(spec.factory) if isinstance(spec, ModelSpec) else []

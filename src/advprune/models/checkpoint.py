@@ -1,8 +1,5 @@
-"""Store and rebuild models: safetensors with the spec in the header. No pickle is ever run.
-
-A checkpoint is one `.safetensors` file. Its only metadata key is `spec`, a JSON `ModelSpec`: with
-several keys safetensors writes them in random order, and equal models would not be equal files.
-"""
+"""Store and rebuild models: safetensors with a JSON `ModelSpec` in the header, as the only key:
+safetensors writes several in random order. No pickle is ever run."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,14 +21,11 @@ from advprune.models.stochastic import undisturbed
 from advprune.models.tensor_file import read_tensors
 
 MOST = 8  # faults that are told
-USUAL_CHANNELS = 1024  # of a layer; a network of more is compared with its file before it is made
 
 
 def build(spec: ModelSpec, factory: str | None = None) -> nn.Module:
-    """The module that a spec describes, in evaluation mode, weights not set.
-
-    factory: the user's function that may be called, where the spec names one (models/foreign.py).
-    """
+    """The module that a spec describes, in evaluation mode, weights not set. factory: the user's
+    function that may be called, where the spec names one (models/foreign.py)."""
     with undisturbed():  # weights are drawn, to be replaced
         model: nn.Module = build_foreign(spec, factory) if spec.is_foreign else ResNet(spec)
         if spec.binary:
@@ -48,12 +42,9 @@ def build(spec: ModelSpec, factory: str | None = None) -> nn.Module:
 
 
 def save_model(model: nn.Module, path: Path | str, dtype: torch.dtype | None = None) -> None:
-    """Write a model's spec, parameters and buffers to `path`, whole or not at all.
-
-    dtype: that floating tensors are rounded to in the file, if not their own; `load_model` gives
-    the rounded values back as float32, exactly. Raises UserError where one becomes infinite, and
-    where the model has hooks, which would be lost.
-    """
+    """Write a model's spec, parameters and buffers to `path`, whole or not at all. dtype: that
+    floating tensors are rounded to in the file. UserError where one becomes infinite, and where the
+    model has hooks, which would be lost."""
     if hooks := hooked(model):
         raise UserError(f"{path}: {hooks[0]} has hooks, which no file can hold; remove them")
     tensors = {}
@@ -82,22 +73,17 @@ def load_model(path: Path | str, factory: str | None = None) -> nn.Module:
     """Rebuild the model stored at `path`: evaluation mode, [0, 1] images in, logits out.
 
     factory: `package.module:function`, the one function of the user's own that may be called to
-    make the network; a file that names another is refused, whatever it holds.
-
-    Raises UserError where the file is missing, cut short, holds no spec, lacks or exceeds the
-    tensors that the spec asks for, has other shapes, or holds NaN or infinite numbers, or weights
-    that are not those of a binary network where it is said to be one.
+    make the network. UserError where the file is missing, damaged, holds no spec, names another
+    function, or its tensors do not fit the spec.
     """
     path = Path(path)
     tensors, metadata = read_tensors(path)
     spec = header_spec(metadata, where=str(path))
     if spec is None:
         raise UserError(f"{path} has no model spec in its header; load it as foreign weights")
-    if not spec.is_foreign and max(*spec.streams, *spec.inner) > USUAL_CHANNELS:
+    if not spec.is_foreign:
         with torch.device("meta"):  # before memory for it is taken
-            needed = sum(t.numel() for t in stored(build(spec)).values())
-        if needed != (there := sum(t.numel() for t in tensors.values())):
-            raise UserError(f"{path}: the header's network has {needed} numbers, the file {there}")
+            _check_fit(build(spec), tensors, where=str(path))
     model = build(spec, factory)
     fill(model, tensors, where=str(path))
     return model
@@ -114,13 +100,17 @@ def header_spec(metadata: dict[str, str], where: str) -> ModelSpec | None:
 
 def fill(model: nn.Module, tensors: dict[str, torch.Tensor], where: str) -> None:
     """Put `tensors` into `model`, each into its place; nothing may be missing or left over."""
+    _check_fit(model, tensors, where)
+    # Every stored tensor has its place by now; what strict would miss are batch-norm's counters.
+    model.load_state_dict(tensors, strict=False)
+    binary.check_binary(model, where)
+
+
+def _check_fit(model: nn.Module, tensors: dict[str, torch.Tensor], where: str) -> None:
     if faults := list(misfits(tensors, stored(model))):
         fitting = f"{spec_of(model).described} with {spec_of(model).classes} classes"
         more = f" and {len(faults) - MOST} more" if len(faults) > MOST else ""
         raise UserError(f"{where} does not fit {fitting}: {'; '.join(faults[:MOST])}{more}")
-    # Every stored tensor has its place by now; what strict would miss are batch-norm's counters.
-    model.load_state_dict(tensors, strict=False)
-    binary.check_binary(model, where)
 
 
 def misfits(
@@ -135,13 +125,8 @@ def misfits(
 
 
 def misfit(tensor: torch.Tensor, place: torch.Tensor) -> str | None:
-    """Why `tensor` cannot take a place of a model, in words; None where it can.
-
-    Floating numbers of any width are converted, where they stay finite; others must be of the same
-    type, because conversion would cut them. The place may be on the meta device.
-    """
-    if tensor.layout != torch.strided or tensor.is_quantized:
-        return "is no plain tensor"
+    """Why `tensor` cannot take a place of a model, in words; None where it can. Floating numbers of
+    any width are converted, where they stay finite. The place may be on the meta device."""
     if tensor.shape != place.shape:
         return (
             f"has shape {list(tensor.shape)} where {list(place.shape)} is needed; is it a "

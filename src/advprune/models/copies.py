@@ -1,8 +1,5 @@
-"""Copies of any nn.Module, with plain weights, and what a copy could not hold.
-
-torch re-parametrizes weights in two ways: by hooks (its pruning, weight and spectral norm) and by
-parametrizations.
-"""
+"""Copies of any nn.Module, with plain weights: torch re-parametrizes weights by hooks (its pruning,
+weight and spectral norm) and by parametrizations."""
 
 import copy
 from typing import Any
@@ -76,7 +73,7 @@ def hooked(model: nn.Module) -> list[str]:
 
 def unshared(model: nn.Module) -> nn.Module:
     """The model, in place, with a module of its own behind every name, where modules that hold no
-    tensors had several: else a layer behind an activation would stand behind the first alone."""
+    tensors had several: a layer behind an activation would stand behind the first alone."""
     seen: set[int] = set()
     for name, part in list(model.named_modules(remove_duplicate=False))[1:]:  # the model is first
         again = id(part) in seen and model.get_submodule(name) is part

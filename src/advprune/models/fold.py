@@ -1,9 +1,8 @@
-"""Batch-norm folding: the same function with fewer layers; and passes recorded as a CUDA graph.
+"""Batch-norm folding, and passes recorded as a CUDA graph.
 
 Batch-norm in evaluation mode is an affine map per channel, so it merges into the convolution before
-it. Folding only reorders float arithmetic: logits agree to rounding. Binary convolutions are not
-folded: their sums are exact, and rounding before a sign can invert it. Attacks work on folded
-copies, and adversarial training on one that follows the weights (`Following`).
+it; logits agree to rounding. Binary convolutions are not folded: rounding before a sign can invert
+it. Attacks work on folded copies, and adversarial training on one that follows the weights.
 """
 
 import copy
@@ -24,8 +23,8 @@ from advprune.models.stochastic import Stochastic
 
 
 class _LeafTracer(fx.Tracer):
-    """Do not look inside modules without children, or of other people: they may hold code that
-    cannot be traced, or a backward pass of their own, which tracing would silently drop."""
+    """Do not look inside modules without children, or of other people: they may hold a backward
+    pass of their own, which tracing would silently drop."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return not any(m.children()) or not _own(m)
@@ -38,8 +37,7 @@ def _own(module: nn.Module) -> bool:
 
 def channels_last(model: nn.Module) -> nn.Module:
     """A model in the layout in which convolutions are fastest, in place, where all of its code is
-    known to allow that: views in foreign code may need the usual one. Binary convolutions put
-    their input into the usual one, so that another would only cost the way there and back."""
+    known to allow that; binary convolutions would put it back."""
     stay = any(not _own(m) or isinstance(m, BinaryConv2d) for m in model.modules())
     return model if stay else model.to(memory_format=torch.channels_last)
 
@@ -108,8 +106,8 @@ class Replayed(nn.Module):
     graph: the GPU finishes a small network's kernels sooner than Python can start them. Other
     passes, and those without a gradient, are run as usual.
 
-    network: in evaluation mode, its weights without gradients; they may change in place. Logits and
-    gradients are overwritten by the next pass. Records in the precision that is on when it is made.
+    network: in evaluation mode, without gradients of its weights, which may change in place. What a
+    pass gives is overwritten by the next.
     """
 
     def __init__(self, network: nn.Module, sample: torch.Tensor) -> None:

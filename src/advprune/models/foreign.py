@@ -1,11 +1,8 @@
 """Foreign networks, of a function of the user's, torchvision or timm: made, cut to size, checked.
 
-The user's function is called as `function(classes=…, channels=…, **options)`: numbers of classes
-and of an image's channels, and what the settings of the network hold under `options`. It returns an
-nn.Module that takes float32 images `[N, channels, H, W]` and returns float32 logits `[N, classes]`,
-in training mode too. Images come in [0, 1], or normalized where the settings say so: that is a
-layer in front of the network. In evaluation mode the logits of an image do not depend on the rest
-of the batch. A network that draws at random is recognized (models/border.py).
+The user's function is called as `function(classes=…, channels=…, **options)` and returns an
+nn.Module that takes float32 images `[N, channels, H, W]`, in [0, 1] or normalized by a layer in
+front, and returns float32 logits `[N, classes]`, in training mode too (docs/own-model.md).
 
 The header of a checkpoint is data from outside. The function that it names is called only if the
 caller names the same one (`allowed`). The names of torchvision and timm are looked up in their own
@@ -15,7 +12,6 @@ lists of models, and weights are never downloaded.
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -23,11 +19,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.module import (
-    register_module_buffer_registration_hook,
-    register_module_module_registration_hook,
-    register_module_parameter_registration_hook,
-)
 
 from advprune.core.errors import InputError, UserError, arisen
 from advprune.core.memory import bounded_memory
@@ -40,8 +31,7 @@ from advprune.models.stochastic import undisturbed
 
 Make = Callable[[], nn.Module]
 COLOUR = 3  # channels of an image that torchvision's models take
-# Of a network that is none of the user's own, and in its options.
-MOST = {"numbers": 1 << 31, "layers": 20_000, "option": 1 << 16}
+MOST = 1 << 13  # of numbers in the options of a network that is none of the user's own code
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 Sizes = Mapping[str, tuple[int, int]]  # by a layer's name: its outputs and inputs
@@ -58,9 +48,9 @@ def size_of(layer: Sized) -> tuple[int, int]:
 
 
 def resized(network: nn.Module, sizes: Sizes) -> nn.Module:
-    """The network, in place, with those layers cut to their sizes, as removing filters leaves it;
-    their numbers are the first of those before. A depthwise convolution has as many groups as
-    outputs. UserError where it has no such layer, or a smaller one."""
+    """The network, in place, with those layers cut to their sizes, as removing filters leaves it. A
+    depthwise convolution has as many groups as outputs. UserError where it has no such layer, or a
+    smaller one."""
     layers = dict(network.named_modules())
     for name, (outputs, inputs) in sizes.items():
         layer = layers.get(name)
@@ -88,11 +78,9 @@ def resized(network: nn.Module, sizes: Sizes) -> nn.Module:
 
 
 class Foreign(nn.Module):
-    """Images `[N, C, H, W]` in [0, 1] to logits `[N, classes]`, by a foreign network.
-
-    make: gives the network anew, each time initialized from torch's random state. Grey images are
-    shown to torchvision's models as colour ones.
-    """
+    """Images `[N, C, H, W]` in [0, 1] to logits `[N, classes]`, by a foreign network. make: gives
+    it anew, initialized from torch's random state. Torchvision's models see grey images as colour
+    ones."""
 
     def __init__(self, spec: ModelSpec, make: Make) -> None:
         super().__init__()
@@ -119,56 +107,29 @@ class Foreign(nn.Module):
 
 @bounded_memory()
 def build_foreign(spec: ModelSpec, allowed: str | None = None) -> Foreign:
-    """The network of a spec that is not one of this library's.
-
-    allowed: the function that may be called, as `package.module:function`. UserError where the spec
-    names another function or an unknown model, where the package is missing, or where what is made
-    is no network that can be compressed and stored.
-    """
+    """The network of a spec that is not one of this library's. allowed: the function that may be
+    called, as `package.module:function`. UserError where the spec names another function or an
+    unknown model, where the package is missing, or where what is made cannot be compressed and
+    stored."""
     if spec.factory is not None and spec.factory != allowed:
         raise UserError(
             f"the network is made by the function {spec.factory}, which is not called because a "
             "file says so; if you trust that code, name it: by model.factory of the profile, or by "
             f"--factory {spec.factory}"
         )
+    for option, value in ({} if spec.factory else spec.options).items():
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, int | float) and not abs(one) <= MOST:  # a file may say so
+                raise UserError(f"{spec.architecture}: {option} is {one}; numbers go up to {MOST}")
     # The shortcut of attention modules in evaluation mode would pass over layers that are put into
     # them, or instead of their own.
     torch.backends.mha.set_fastpath_enabled(False)
-    make = _maker(spec)
-    # Tensors that no file holds are the same each time.
-    with undisturbed(seed=0), nullcontext() if spec.factory else _bounded(spec):
-        model = Foreign(spec, make)
+    with undisturbed(seed=0):  # tensors that no file holds are the same each time
+        model = Foreign(spec, _maker(spec))
     for fault in _faults(model):
         raise UserError(f"{spec.architecture}: {fault}")
     unshared(model)
     return model
-
-
-@contextmanager
-def _bounded(spec: ModelSpec) -> Iterator[None]:
-    """Inside, a network of more memory or time than any takes, by options of a file, is refused."""
-    counts, name = dict.fromkeys(MOST, 0), spec.architecture
-    for option, value in spec.options.items():
-        for one in value if isinstance(value, list) else [value]:
-            if isinstance(one, int | float) and not abs(one) <= MOST["option"]:
-                raise UserError(f"{name}: {option} is {one}; numbers go up to {MOST['option']}")
-
-    def counted(_module: nn.Module, _name: str, value: torch.Tensor | nn.Module | None) -> None:
-        kind = "numbers" if isinstance(value, torch.Tensor) else "layers"
-        counts[kind] += value.numel() if isinstance(value, torch.Tensor) else 1
-        if counts[kind] > MOST[kind]:
-            raise UserError(f"{name}: its options make a network of over {MOST[kind]} {kind}")
-
-    hooks = (
-        register_module_parameter_registration_hook(counted),
-        register_module_buffer_registration_hook(counted),
-        register_module_module_registration_hook(counted),
-    )
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _maker(spec: ModelSpec) -> Make:
@@ -255,17 +216,15 @@ def _faults(model: Foreign) -> Iterator[str]:
     for name, parameter in model.named_parameters():
         if parameter.dtype != torch.float32:
             yield f"{name} is {dtype_name(parameter)}; all parameters must be float32"
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, WEIGHTED)}
-    for name, layer in layers.items():
-        if "weight" not in layer._parameters:
+    for name, layer in model.named_modules():
+        if isinstance(layer, WEIGHTED) and "weight" not in layer._parameters:
             yield f"{name} has no weight of its own; remove its parametrization"
 
 
 @bounded_memory()
 def check_answers(model: nn.Module, shape: tuple[int, int, int]) -> None:
     """UserError where a foreign network does not keep the contract on images `(C, H, W)`, in
-    evaluation mode as in training; the model stays as it was. The library's own networks keep it,
-    and so do what families make of a network that does. It may draw at random."""
+    evaluation mode as in training; the model stays as it was. It may draw at random."""
     if not isinstance(model, Foreign) or model.spec.layers or model.spec.quantization:
         return
     who, classes = f"{model.spec.architecture}, images {list(shape)}", model.spec.classes
@@ -290,10 +249,11 @@ def code_files(factory: str | None) -> list[Path]:
     found = getattr(imported(factory.partition(":")[0]), "__file__", None) if factory else None
     if not found:
         return []
-    files = {
-        Path(file) for m in list(sys.modules.values()) if (file := getattr(m, "__file__", None))
+    loaded = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
+    beside = {
+        path
+        for path in map(Path, filter(None, loaded - {found}))
+        if path.is_relative_to(Path(found).parent) and path.is_file()
+        if "site-packages" not in path.parts and not path.is_relative_to(Path(__file__).parents[1])
     }
-    here = {f for f in files if f.is_relative_to(Path(found).parent) and f.is_file()}
-    library = Path(__file__).parents[1]
-    own = {f for f in here if "site-packages" not in f.parts and not f.is_relative_to(library)}
-    return [Path(found), *sorted(own - {Path(found)})]
+    return [Path(found), *sorted(beside)]

@@ -1,7 +1,5 @@
-"""Layers that families put into a network: behind a ReLU, or behind a convolution.
-
-They would be missing behind activations that are no sites, which are found here as well.
-"""
+"""Layers that families put into a network, behind a ReLU or behind a convolution, and what passes
+of a network show: layers, functions, activations that are no sites."""
 
 import importlib
 from collections import Counter
@@ -15,7 +13,6 @@ import torch
 from pydantic import BaseModel
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from advprune.core.device import device_of
 from advprune.core.errors import UserError
@@ -39,11 +36,6 @@ RECTIFIERS = {
     )
     if hasattr(place, name)
 }
-# What a layer of integers answers as the layer that it stands for does.
-ASKS = {
-    *(torch.Tensor.size, torch.Tensor.dim, torch.Tensor.numel),
-    *(getattr(torch.Tensor, name).__get__ for name in ("shape", "ndim", "device")),
-}
 
 
 def inserted_layer(
@@ -59,8 +51,8 @@ def inserted_layer(
 
 
 def layer_of(spec: LayerSpec) -> nn.Module:
-    """One layer of a spec; families register theirs when their package is imported. UserError
-    where there is no such kind, or it does not take these settings."""
+    """One layer of a spec; families register theirs when their package is imported. UserError where
+    there is no such kind, or it does not take these settings."""
     if spec.kind not in _LAYERS:
         importlib.import_module("advprune.pruning")
     if spec.kind not in _LAYERS:
@@ -109,19 +101,11 @@ def inserted(model: nn.Module) -> Counter[str]:
 
 def insert(model: nn.Module, spec: LayerSpec) -> dict[str, Any]:
     """Put a layer at all places of the spec, in place, and let the model's spec say so; returns the
-    layers by place. UserError where there is no place, or one that no layer can be put at, or where
-    the layers would stand behind some activations only.
-    """
+    layers by place. UserError where there is no place, or one that no layer can be put at."""
     device = device_of(model)
     layers = {name: layer_of(spec).to(device) for name in places(model, spec.where)}
     if not layers:
         raise UserError(f"the network has {NEEDED[spec.where]}; leave it out")
-    if spec.where == "relu" and (others := own_activations(model)):
-        raise UserError(
-            f"it would act at {len(layers)} of {len(layers) + len(others)} activations: "
-            f"{others[0]} is a {type(model.get_submodule(others[0])).__name__}; derive that class "
-            "from the nearest of torch's, such as nn.ReLU"
-        )
     for name, layer in layers.items():
         put(model, spec.where, name, layer)
     known = getattr(model, "spec", None)
@@ -171,18 +155,17 @@ def watched(layers: Mapping[str, nn.Module], look: Callable[..., None]) -> Itera
         yield
 
 
-class Reads(TorchFunctionMode):
-    """Inside, notes as `names` the layers whose weights are read by more than their own passes,
-    other than for shape and device."""
+class Calls(TorchFunctionMode):
+    """Inside, `look(name, function, arguments)` is called for every function of torch; name: that
+    of these modules in whose pass it is called, or an empty text."""
 
-    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
+    def __init__(self, modules: Mapping[str, nn.Module], look: Callable[..., None]) -> None:
         super().__init__()
-        self.names, self.passing, self.hooks = set[str](), "", ExitStack()
-        self.owners = {id(p): name for name, layer in layers.items() for p in layer.parameters()}
-        for name, layer in layers.items():
-            begin = partial(self._pass, name)
-            self.hooks.enter_context(layer.register_forward_pre_hook(begin))
-            self.hooks.enter_context(layer.register_forward_hook(partial(self._pass, "")))
+        self.look, self.passing, self.hooks = look, "", ExitStack()
+        for name, module in modules.items():
+            begin, end = partial(self._pass, name), partial(self._pass, "")
+            self.hooks.enter_context(module.register_forward_pre_hook(begin))
+            self.hooks.enter_context(module.register_forward_hook(end))
 
     def _pass(self, name: str, *_: Any) -> None:
         self.passing = name
@@ -192,16 +175,15 @@ class Reads(TorchFunctionMode):
         super().__exit__(*error)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func not in ASKS:
-            used = {self.owners.get(id(one), "") for one in tree_leaves((args, kwargs))}
-            self.names |= used - {self.passing, ""}
+        self.look(self.passing, func, (args, kwargs))
         return func(*args, **(kwargs or {}))
 
 
 @torch.no_grad()
-def own_activations(model: nn.Module) -> list[str]:
-    """The names of modules that act as activations without being torch's: they have no parts and no
-    weights, and map every value on its own by what is no straight line."""
+def missed_activations(model: nn.Module, image: torch.Tensor | None) -> list[str]:
+    """The activations that are no sites, in words: modules of other classes than torch's without
+    parts and weights that map every value on its own by what is no straight line, and functions
+    that a pass of one image `[1, C, H, W]`, where given, calls outside of sites."""
     found = []
     known = {id(part) for site in sites(model).values() for part in site.modules()}
     for name, part in model.named_modules():
@@ -217,38 +199,14 @@ def own_activations(model: nn.Module) -> list[str]:
         except Exception:  # it takes other inputs: no activation
             continue
         if single and not straight:
-            found.append(name)
+            found.append(f"{name} is a {type(part).__name__}")
+
+    def look(site: str, function: Any, _: Any) -> None:
+        if not site and function in RECTIFIERS:
+            found.append(f"{function.__name__} is called as a function")
+
+    if image is not None:
+        device = device_of(model)
+        with undisturbed(device), Calls(sites(model), look):
+            model(image.to(device))
     return found
-
-
-class _Calls(TorchFunctionMode):
-    """Notes calls of torch's activation functions, but those inside activation sites."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-        self.depth = 0  # of sites
-
-    def enter(self, *_: Any) -> None:
-        self.depth += 1
-
-    def leave(self, *_: Any) -> None:
-        self.depth -= 1
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not self.depth and func in RECTIFIERS:
-            self.names.append(func.__name__)
-        return func(*args, **(kwargs or {}))
-
-
-@torch.no_grad()
-def functional_activations(model: nn.Module, image: torch.Tensor) -> list[str]:
-    """The activation functions that a pass of one image `[1, C, H, W]` calls outside of modules
-    that are activation sites, by name, one for each call."""
-    device = device_of(model)
-    with undisturbed(device), ExitStack() as hooks, _Calls() as calls:
-        for site in sites(model).values():
-            hooks.enter_context(site.register_forward_pre_hook(calls.enter))
-            hooks.enter_context(site.register_forward_hook(calls.leave))
-        model(image.to(device))
-    return calls.names

@@ -1,17 +1,9 @@
-"""ONNX files: the answers of one, as it is deployed, and a network written as one.
-
-onnxruntime answers on the CPU. What is written is plain, or holds the integers of a quantized
-network (QDQ): a quantized layer becomes QuantizeLinear and DequantizeLinear on its input, and int8
-weights and int32 biases behind DequantizeLinear, as ONNX runtimes read them: the same integers as
-in `models.quantized`. Real numbers lie between layers there, too.
-"""
+"""ONNX files: the answers of one, by onnxruntime on the CPU, and a network written as one. A
+quantized layer is written as QuantizeLinear and DequantizeLinear on its input, and int8 weights and
+int32 biases behind DequantizeLinear: the same integers as in `models.quantized`."""
 
 import copy
-import os
-import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from math import prod
 from pathlib import Path
@@ -59,10 +51,9 @@ class OnnxFile:
     """Images `[N, C, H, W]` in [0, 1], float32, to what the file's network answers.
 
     Images are given in the file's own order (NCHW or NHWC) and type (of uint8: in grey levels), and
-    in batches of its size where that is fixed. normalize: what the file leaves to its caller; not
-    for grey levels, nor for a file of `advprune export`, which says that it normalizes. Of several
-    outputs the scores are taken, or where there are none the labels. UserError where the file is
-    damaged, reads data outside its folder, or takes anything but such images.
+    in batches of its size where that is fixed. normalize: what the file leaves to its caller, if it
+    does not say that it normalizes. Of several outputs the scores are taken, or where there are
+    none the labels. UserError where the file cannot be run on such images.
     """
 
     @bounded_memory()
@@ -150,8 +141,8 @@ def files_of(path: Path) -> list[Path]:
 
 
 def weight_facts(path: Path) -> dict[str, Any]:
-    """What the card says of a file's weights, that is of its stored arrays of two dimensions or
-    more: how many, how many are not zero, and the fewest bits that one of them is stored in."""
+    """What the card says of a file's weights, its arrays of two dimensions or more: how many, how
+    many are not zero, and the fewest bits that one of them is stored in."""
     onnx, arrays = package("onnx"), import_module("onnx.numpy_helper")
     held = [one for one in onnx.load(str(path)).graph.initializer if len(one.dims) > 1]
     bits = [BITS.get(onnx.TensorProto.DataType.Name(one.data_type), 32) for one in held]
@@ -168,12 +159,9 @@ def weight_facts(path: Path) -> dict[str, Any]:
 
 
 def export_onnx(model: nn.Module, path: Path, size: tuple[int, int] | None = None) -> None:
-    """Write a model to `path`, for batches of any size of float32 images in [0, 1].
-
-    size: height and width of an image; None: any, for networks of this library. The input is
-    called `images`, the output `scores`. UserError where the package onnx is missing, and where
-    the model draws at random, is binary, or does what torch cannot write as ONNX.
-    """
+    """Write a model to `path`, for batches of any size of float32 `images` in [0, 1] to `scores`.
+    size: height and width of an image; None: any, for networks of this library. UserError where the
+    package onnx is missing, and where the network has no counterpart in ONNX."""
     onnx = package("onnx")
     spec, axes = spec_of(model), {0: "n"} if size else {0: "n", 2: "height", 3: "width"}
     if is_randomized(model):
@@ -189,7 +177,7 @@ def export_onnx(model: nn.Module, path: Path, size: tuple[int, int] | None = Non
     image = torch.zeros(2, spec.channels, *(size or (USUAL, USUAL)))
     known: dict[str, Any] = {"input_names": ["images"], "output_names": ["scores"]}
     known |= {"dynamic_axes": {"images": axes, "scores": {0: "n"}}, "opset_version": OPSET}
-    with warnings.catch_warnings(), atomic(path) as temporary, _unprinted():
+    with warnings.catch_warnings(), atomic(path) as temporary:
         warnings.simplefilter("ignore")  # on torch's newer exporter, which needs more packages
         try:
             torch.onnx.export(copied, (image,), str(temporary), dynamo=False, **known)
@@ -202,20 +190,6 @@ def export_onnx(model: nn.Module, path: Path, size: tuple[int, int] | None = Non
             raise UserError(
                 f"the network cannot be written as ONNX: {first_line(error)}"
             ) from error
-
-
-@contextmanager
-def _unprinted() -> Iterator[None]:
-    """Without what is printed below Python: where torch fails it prints the whole graph."""
-    sys.stdout.flush()
-    before = os.dup(1)
-    with Path(os.devnull).open("wb") as nowhere:
-        os.dup2(nowhere.fileno(), 1)
-        try:
-            yield
-        finally:
-            os.dup2(before, 1)
-            os.close(before)
 
 
 class _Dequantize(torch.autograd.Function):

@@ -1,8 +1,6 @@
-"""How a network was trained to be given images: normalization, and the size of the pictures.
-
-timm's models say so in their configurations, torchvision's weights in their transforms, and a
-config.json beside a checkpoint, as timm writes it for the Hugging Face Hub, says it of that file.
-"""
+"""How a network was trained to be given images: normalization, and the size of the pictures, by
+timm's configuration, torchvision's transforms, or a config.json beside a checkpoint, as timm writes
+it for the Hugging Face Hub."""
 
 import importlib
 from collections.abc import Mapping, Sequence
@@ -33,44 +31,38 @@ class Preprocessing:
 
 
 class _Config(Settings):
-    """A config.json of timm's kind. pretrained_cfg: of images; if left out, the file itself."""
+    """A config.json of timm's kind. What it says of images is in pretrained_cfg, or beside it."""
 
     model_config = ConfigDict(extra="ignore")
     architecture: str
     num_classes: int | None = Field(default=None, ge=1, le=MOST_CLASSES)
     model_args: dict[str, Any] | None = None
-    pretrained_cfg: dict[str, Any] | None = None
-
-
-class _Shown(Settings):
-    model_config = ConfigDict(extra="ignore")
     input_size: tuple[int, int, int] = (COLOUR, 1, 1)
-    num_classes: int | None = Field(default=None, ge=1, le=MOST_CLASSES)
 
 
-def _config(checkpoint: Path) -> tuple[_Config, dict[str, Any]] | None:
-    """The config.json beside a checkpoint and what it says of images; None where there is none, or
-    where it is not of timm's kind. UserError where it is wrong."""
+def _config(checkpoint: Path) -> dict[str, Any] | None:
+    """What the config.json beside a checkpoint holds, and what it says of images; None where there
+    is none, or where it is not of timm's kind."""
     place = checkpoint.with_name(CONFIGURATION)
     read = read_json(place) if place.is_file() else None
     if not isinstance(read, dict) or "architecture" not in read:
         return None
-    config = parse(_Config, read, str(place))
-    return config, read if config.pretrained_cfg is None else config.pretrained_cfg
+    if not isinstance(images := read.get("pretrained_cfg") or {}, dict):
+        raise UserError(f"{place}: pretrained_cfg is no mapping")
+    return images | {key: value for key, value in read.items() if value is not None}
 
 
 def described(checkpoint: Path) -> dict[str, Any]:
     """What the config.json beside a checkpoint says of its network: architecture, classes,
     channels, options. Empty where there is none, or where it is not of timm's kind."""
-    if (found := _config(checkpoint)) is None:
+    if (held := _config(checkpoint)) is None:
         return {}
-    config, own = found
-    images = parse(_Shown, own, str(checkpoint.with_name(CONFIGURATION)))
+    config = parse(_Config, held, str(checkpoint.with_name(CONFIGURATION)))
     said = {
         "architecture": f"timm/{config.architecture}",
         "options": {k: v for k, v in (config.model_args or {}).items() if k not in GIVEN},
-        "channels": images.input_size[0],
-        "classes": config.num_classes or images.num_classes,
+        "channels": config.input_size[0],
+        "classes": config.num_classes,
     }
     return {key: value for key, value in said.items() if value}
 
@@ -80,10 +72,10 @@ def preprocessing_of(
 ) -> Preprocessing | None:
     """How a model of timm or torchvision was trained to be given images; None where nothing says.
 
-    checkpoint: its file: a config.json beside it counts before timm's configuration of that name,
-    and of torchvision's weights those are taken that the file is called like, or the newest. A side
-    among the `options` of a timm model replaces that of its configuration. UserError where timm is
-    missing or the config.json is wrong.
+    checkpoint: its file: a config.json beside it counts before timm's configuration, and of
+    torchvision's weights those are taken that the file is called like, or the newest. A side among
+    the `options` of a timm model counts first. UserError where timm is missing or the config.json
+    is wrong.
     """
     collection, name = collection_of(architecture)
     if collection == "torchvision":
@@ -104,10 +96,8 @@ def preprocessing_of(
     sides = (side, side) if isinstance(side, int) else side
     given = {"input_size": (COLOUR, *sides)} if isinstance(sides, list | tuple) else {}
     try:
-        if checkpoint and (beside := _config(checkpoint)):
-            own = beside[1]
-        else:
-            own = timm.get_pretrained_cfg(name).to_dict()
+        own = checkpoint and _config(checkpoint)
+        own = own or timm.get_pretrained_cfg(name).to_dict()
         found = importlib.import_module("timm.data").resolve_data_config(given, pretrained_cfg=own)
         (*_, height, width), mode = found["input_size"], found["crop_mode"]
         side, squash = floor(width / found["crop_pct"]), mode == "squash"
@@ -125,7 +115,7 @@ def _fit(resize: int, crop: int, interpolation: str, squash: bool = False) -> Fi
 
 def for_channels(name: str, numbers: Sequence[float], channels: int) -> tuple[float, ...]:
     """One number for each channel: of one, it is repeated; of several for grey images, their mean.
-    UserError where they are not as many as there are channels; `name` begins it."""
+    UserError where they are not as many; `name` begins it."""
     if len(numbers) == channels:
         return tuple(numbers)
     if len(numbers) > 1 < channels:

@@ -1,7 +1,4 @@
-"""Quantized networks as they are deployed: integer layers, and their differentiable twin.
-
-How the integers are found is in `advprune.quantization`.
-"""
+"""Quantized networks as they are deployed: integer layers, and their differentiable twin."""
 
 import copy
 
@@ -21,11 +18,9 @@ MOST_BIAS = 2**30  # far enough below 2^31 for the rounding of float32
 
 
 class QuantizedLayer(nn.Module):
-    """A convolution or linear layer on integers.
-
-    Buffers: weight int8 `[out, ...]`, weight_scale `[out]`, bias int32 `[out]` (in float64),
-    input_scale and input_zero (scalars). Integer inputs lie in [0, 2^bits - 1].
-    """
+    """A convolution or linear layer on integers. Buffers: weight int8 `[out, ...]`, weight_scale
+    `[out]`, bias int32 `[out]` (in float64), input_scale and input_zero (scalars). Integer inputs
+    lie in [0, 2^bits - 1]."""
 
     declares_rule = True  # that of its twin
     weight: torch.Tensor
@@ -50,9 +45,8 @@ class QuantizedLayer(nn.Module):
         self.register_buffer("input_zero", torch.tensor(0.0, device=device))
 
     def set_weights(self, layer: nn.Conv2d | nn.Linear) -> None:
-        """Quantize a layer's weight and bias; the input range must be set before. `s_w = max |w| /
-        (2^(bits-1) - 1)` for each output channel, or more where the bias would not fit 32 bits: a
-        channel whose weights are all zero may have a bias."""
+        """Quantize a layer's weight and bias, once the input range is set. `s_w = max |w| /
+        (2^(bits-1) - 1)` for each output channel, or more where the bias would not fit 32 bits."""
         most = self.levels // 2  # 127 for 8 bits: symmetric, so -128 is not used
         w = layer.weight.detach()
         self.weight_scale = (w.flatten(1).abs().amax(1) / most).clamp_min(1e-12)

@@ -1,9 +1,7 @@
-"""Residual networks for small images, at any width.
-
-He et al., Deep Residual Learning for Image Recognition (CVPR 2016). ResNet18 has the stem that is
-usual for CIFAR (one 3x3 convolution of stride 1, no max-pooling); ResNet20 is their CIFAR network
-(section 4.2) with 1x1 convolutions on the shortcuts that change shape.
-"""
+"""Residual networks for small images, at any width: He et al., Deep Residual Learning for Image
+Recognition (CVPR 2016). ResNet18 has the stem that is usual for CIFAR (one 3x3 convolution, no
+max-pooling); ResNet20 is their CIFAR network (section 4.2) with 1x1 convolutions on the shortcuts
+that change shape."""
 
 from itertools import pairwise
 

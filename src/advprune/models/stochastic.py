@@ -1,9 +1,6 @@
-"""Randomness inside a model: layers that draw in every forward pass, in evaluation mode too.
-
-A defence that is random only in training mode is switched off by every attack that calls `eval()`.
-Here randomness has switches of its own, which attacks and checks set on private copies. Models
-whose own code draws from global random states become such a layer (`Drawn`).
-"""
+"""Randomness inside a model: layers that draw in every forward pass, in evaluation mode too, with
+switches that attacks set on private copies. Models whose own code draws from global random states
+become such a layer (`Drawn`)."""
 
 import copy
 import random
@@ -56,10 +53,10 @@ def states(device: torch.device) -> tuple[Any, ...]:
 class Stochastic(nn.Module, ABC):
     """A layer that draws at random. The first dimension of what it sees is the batch.
 
-    backward: what the gradient of the random factors is taken to be: `constant` (they are held
-    fixed), `scale` (differentiated where that is defined), `identity` (the layer is passed over:
-    BPDA, Athalye et al. 2018). frozen: a seed; the same draws in every pass and for every sample.
-    shared: whether one draw may serve a whole pass. off: the layer changes nothing.
+    backward: the gradient of the random factors: `constant` (they are held fixed), `scale`
+    (differentiated where that is defined), `identity` (the layer is passed over: BPDA, Athalye et
+    al. 2018). frozen: a seed; the same draws in every pass and for every sample. shared: whether
+    one draw may serve a whole pass. off: the layer changes nothing.
     """
 
     rules: tuple[str, ...] = ("constant", "scale", "identity")
@@ -97,9 +94,8 @@ class Stochastic(nn.Module, ABC):
 
 
 class Drawn(Stochastic):
-    """A model whose own code draws from global random states, seen as one random layer. What it
-    draws may be the same for a whole batch, so each draw takes a pass of its own. It has no
-    backward rule but its own. Draws of numpy and Python are seeded from torch's."""
+    """A model whose own code draws from global random states, seen as one random layer. Each draw
+    takes a pass of its own. Draws of numpy and Python are seeded from torch's."""
 
     rules = ("constant",)
     shared = True
@@ -153,9 +149,8 @@ def silent_copy(model: nn.Module) -> nn.Module | None:
 def drawn_logits(
     model: nn.Module, images: torch.Tensor, draws: int, most: int = 0
 ) -> Iterator[torch.Tensor]:
-    """Logits `[k, N, K]` of `draws` draws in all, k of them per forward pass. A pass takes up to
-    `most` images (always at least all N once), so that a small network's time does not go into
-    starting its layers. Frozen draws are the same for a whole pass: then k is 1."""
+    """Logits `[k, N, K]` of `draws` draws in all, k of them per forward pass of up to `most` images
+    (at least all N once). Frozen draws are the same for a whole pass: then k is 1."""
     shared = any(one.shared or one.frozen is not None for one in stochastic_layers(model))
     together = 1 if shared else max(1, most // max(len(images), 1))
     for count in split(draws, together):

@@ -1,9 +1,6 @@
-"""A target: anything that answers images, as a network that attacks and scoring can ask.
-
-A deployed file, another runtime or a service behind a network has no gradients. Attacks follow
-those of its `twin`, a network with the same answers, and what they find is decided by the target's
-own, as for a quantized network.
-"""
+"""A target: anything that answers images (a deployed file, a service), as a network that attacks
+and scoring can ask. It has no gradients. Attacks follow those of its `twin`, a network with the
+same answers, and what they find is decided by the target's own."""
 
 import copy
 from collections.abc import Callable
@@ -26,8 +23,8 @@ class Target(nn.Module):
     """Images `[N, C, H, W]` in [0, 1] to logits `[N, classes]`, by a function that is only asked.
 
     answer: gives scores `[N, classes]`, or labels `[N]` where `labels`; these become logits of 1
-    and 0. shares: the scores are probabilities, of which the logarithm is taken. twin: whose
-    gradients are followed; None: there are none.
+    and 0. shares: of probabilities the logarithm is taken. twin: whose gradients are followed, if
+    any.
     """
 
     declares_rule = True  # that of its twin
@@ -93,12 +90,10 @@ def asked(answer: Answer, images: torch.Tensor) -> torch.Tensor:
 
 
 def target_of(answer: Answer, images: torch.Tensor, classes: int = 0) -> Target:
-    """The target of a function from images `[N, C, H, W]` in [0, 1], float32, to scores
-    `[N, classes]` or labels `[N]`: tensors, arrays or lists.
-
-    images: some that it is tried on. classes: at least so many, where labels alone are answered.
-    InputError for other answers, and where they change from call to call.
-    """
+    """The target of a function from images `[N, C, H, W]` in [0, 1], float32, to scores `[N,
+    classes]` or labels `[N]`: tensors, arrays or lists. images: some that it is tried on. classes:
+    at least so many, where labels alone are answered. InputError for other answers, and where they
+    change from call to call."""
     few = images[:MANY].cpu()
     said = asked(answer, few)
     labels = said.ndim == 1

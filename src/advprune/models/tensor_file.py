@@ -1,12 +1,10 @@
-"""The tensors of a file, safetensors or a state dict, also under keys such as `state_dict`.
+"""The tensors of a file, safetensors or a PyTorch state dict, and their names. No pickle is ever
+run."""
 
-No pickle is ever run.
-"""
-
-import math
 import re
 from collections.abc import Callable, Container, Iterable
 from functools import partial
+from math import prod
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -14,19 +12,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from advprune.core.errors import UserError
+from advprune.core.errors import UserError, first_line
 from advprune.core.files import plain_file
 from advprune.core.memory import bounded_memory
 from advprune.models.spec import INSIDE, ModelSpec
 
-WRAPPINGS = ("state_dict", "net", "model", "model_state_dict", "model_state", "network", "weights")
-AVERAGED = ("ema", "swa", "average")  # in the key of averaged weights beside raw ones
 KINDS = {
     *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.bool),
     *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.complex128),
-    *(torch.qint8, torch.quint8, torch.qint32),  # refused as no plain tensors
 }
-MOST_WRAPPINGS = 8  # one inside the other
 LONGEST_NAME = 300  # of a tensor
 LARGEST = 1 << 48  # numbers, also of a shape without any: torch computes strides all the same
 # Put before every name by data-parallel training, by torch.compile, by modules around a network.
@@ -50,57 +44,51 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 @bounded_memory()
 def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The tensors of a safetensors file or of a PyTorch state dict, and the header's metadata.
-
-    A state dict is read with `weights_only=True`, so that no code in it is run, and taken out of
-    the common wrappings. Of several networks in a file the first is read, and the metadata's entry
-    `several` says which there are: `header_spec` refuses them. Raises UserError where the file
-    cannot be read or holds anything else.
-    """
+    """The tensors of a safetensors file or of a PyTorch state dict, which may lie inside others,
+    and the header's metadata. Of several networks in a file the first is read, and the metadata's
+    entry `several` says which there are: `header_spec` refuses them. UserError where the file
+    cannot be read or holds anything else."""
     if path.suffix == ".safetensors":
         return read_tensors(path)
     plain_file(path, "checkpoint")
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds: pickle, zip, EOF, runtime
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if found := re.search(r"TorchScript archive|legacy \.tar format", reason):
-            reason = f"it is a {found[0]}, which is not read here; store model.state_dict()"
+        reason = first_line(error)
+        if archive := re.search(r"TorchScript archive|legacy \.tar format", reason):
+            reason = f"it is a {archive[0]}, which is not read here; store model.state_dict()"
         if isinstance(error, UnpicklingError):  # torch's own words say how to run what is inside
-            reason = "it is damaged or holds more than tensors, and nothing in it is ever run"
-            if kind := re.search(r"GLOBAL ([\w.]+)", str(error)):
-                reason = f"it holds {kind[1]}, and nothing in it is ever run: store "
-                reason += "model.state_dict() alone"
+            other = re.search(r"GLOBAL ([\w.]+)", str(error))
+            held = f"it holds {other[1]}" if other else "it is damaged or holds more than tensors"
+            reason = f"{held}, and nothing in it is ever run: store model.state_dict() alone"
         raise UserError(f"{path} cannot be read as a plain state dict: {reason}") from error
-    several: list[str] = []
-    for _ in range(MOST_WRAPPINGS):
-        if not isinstance(content, dict) or not (inside := _wrapped(content)):
-            break
-        several = several or (inside if len(inside) > 1 else [])
-        content = content[inside[0]]
-    if not isinstance(content, dict):
+    found = _state_dicts(content)
+    if not found:
         raise UserError(f"{path} holds no state dict of tensors, but {type(content).__name__}")
-    for name, tensor in content.items():
-        if not torch.is_tensor(tensor):
-            other = type(tensor).__name__
-            raise UserError(f"{path} holds no state dict of tensors: {name!r} is {other}")
-    if not content or not all(isinstance(name, str) for name in content):
-        raise UserError(f"{path} holds no state dict: its tensors have no names, or there are none")
-    return _sound(content, path), {"several": ", ".join(several)} if several else {}
+    first = next(iter(found.values()))
+    for name, tensor in first.items():
+        if not (isinstance(name, str) and torch.is_tensor(tensor)):
+            kind = type(tensor).__name__
+            raise UserError(f"{path} holds no state dict of tensors: {name!r} is {kind}")
+    return _sound(first, path), {"several": ", ".join(found)} if len(found) > 1 else {}
 
 
-def _wrapped(content: dict[Any, Any]) -> list[str]:
-    """Under which keys a file holds state dicts: the common ones first, then those of averages,
-    then others of about as many tensors. None where tensors lie beside them."""
-    if any(torch.is_tensor(value) and value.ndim for value in content.values()):
-        return [key for key in WRAPPINGS if isinstance(content.get(key), dict)]
-    inside = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, dict)}
-    usual = [key for key in WRAPPINGS if key in inside]
-    averaged = [k for k in inside if k not in usual and any(word in k.lower() for word in AVERAGED)]
-    counts = {key: sum(map(torch.is_tensor, inside[key].values())) for key in inside}
-    most = max(counts.values(), default=0)
-    others = [k for k, n in counts.items() if n > 1 and 2 * n >= most]
-    return list(dict.fromkeys([*usual, *averaged, *others]))
+def _state_dicts(content: Any) -> dict[str, dict[Any, Any]]:
+    """The networks in a file by their keys: the outermost dicts at least half of whose values are
+    tensors, but those with less than half as many as the largest."""
+    found: dict[str, dict[Any, Any]] = {}
+    waiting, seen = [("", content)], set[int]()
+    for key, held in waiting:  # which grows
+        if not isinstance(held, dict) or id(held) in seen:
+            continue
+        seen.add(id(held))
+        count = sum(torch.is_tensor(value) and value.ndim > 0 for value in held.values())
+        if count and 2 * count >= len(held):
+            found[key] = held
+        else:
+            waiting += [(name, value) for name, value in held.items() if isinstance(name, str)]
+    most = max(map(len, found.values()), default=0)
+    return {key: held for key, held in found.items() if 2 * len(held) >= most}
 
 
 def _sound(tensors: dict[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
@@ -108,16 +96,13 @@ def _sound(tensors: dict[str, torch.Tensor], path: Path) -> dict[str, torch.Tens
     for name, tensor in tensors.items():
         if len(name) > LONGEST_NAME:
             raise UserError(f"{path} holds a tensor with a name of {len(name)} characters")
-        if tensor.dtype not in KINDS:
-            kind = str(tensor.dtype).removeprefix("torch.")
-            raise UserError(f"{path}: {name} is {kind}, which is not read here")
-        plain = tensor.layout == torch.strided and not tensor.is_quantized
-        if math.prod(max(size, 1) for size in tensor.shape) > LARGEST:
-            raise UserError(f"{path}: {name} has the shape {list(tensor.shape)}, which none has")
-        if tensor.is_meta:
-            raise UserError(f"{path}: {name} is a meta tensor, which holds no numbers")
-        if plain and 0 in tensor.stride() and tensor.numel() > tensor.untyped_storage().nbytes():
-            raise UserError(f"{path}: {name} repeats one number by a stride of 0; store it in full")
+        plain = tensor.dtype in KINDS and tensor.layout == torch.strided and not tensor.is_meta
+        plain = plain and prod(max(size, 1) for size in tensor.shape) <= LARGEST
+        if not plain or tensor.untyped_storage().nbytes() < tensor.nbytes:  # a stride of 0
+            held = f"{tensor.dtype} {list(tensor.shape)}"
+            raise UserError(
+                f"{path}: {name} ({held}) is no plain tensor; store its numbers in full"
+            )
     return tensors
 
 
@@ -143,17 +128,12 @@ def naming(
     if spec is None or not spec.is_foreign:
         return canonical
 
-    def renamed(count: int, inside: str, inner: bool, name: str) -> str:
+    def renamed(count: int, inside: str, name: str) -> str:
         for _ in range(count):
             name = name.partition(".")[2] if name.startswith(PREFIXES) else name
-        return inside + (_unwrapped(name) if inner else name)
+        return inside + name if inside + name in wanted else inside + _unwrapped(name)
 
-    ways = [
-        partial(renamed, n, inside, inner)
-        for inner in (False, True)
-        for n in range(4)
-        for inside in ("", f"{INSIDE}.")
-    ]
+    ways = [partial(renamed, n, inside) for n in range(4) for inside in ("", f"{INSIDE}.")]
     known = list(names)
     return max(ways, key=lambda way: sum(way(name) in wanted for name in known))
 

@@ -37,9 +37,9 @@ def plain(
     """Tensors under the names of a network of that spec, with masks applied to their weights.
 
     Understood are `X_orig` with `X_mask` (torch.nn.utils.prune), `X` with `X_mask`, a layer's
-    `weight` with its `mask`, and a `weight` with `popup_scores`, of which each layer keeps the
-    share `keep`. What the network has itself (`wanted`) is none of these. Raises UserError where
-    `keep` is outside (0, 1].
+    `weight` with its `mask`, and with `popup_scores` (HYDRA), of which each layer keeps the share
+    `keep`, in (0, 1], with the largest magnitudes. What the network has itself (`wanted`) is none
+    of these.
     """
     if keep is not None and not 0 < keep <= 1:
         raise UserError(f"the share of weights to keep lies in (0, 1] (got {keep})")
@@ -48,12 +48,10 @@ def plain(
     for name, tensor in tensors.items():
         if not is_stored(new := rename(name)):
             continue
-        if new in origin:
+        if new in held:
             faults.append(f"twice: {origin[new]} and {name} are both called {new}")
-        elif tensor.layout != torch.strided or tensor.is_quantized:
-            faults.append(f"type: {name} is no plain tensor")
-        else:
-            origin[new], held[new] = name, tensor
+            continue
+        origin[new], held[new] = name, tensor
     scores = [name for name in held if name.endswith(f".{SCORES}")]
     if scores and keep is None:
         faults.append(
@@ -100,13 +98,11 @@ def expected(reference: str, sha256: str | None) -> Path:
 def load_foreign(
     spec: ModelSpec, reference: str, sha256: str | None, factory: str | None = None
 ) -> nn.Module:
-    """Build `spec` and fill it with weights from elsewhere, mapped tensor by tensor.
+    """Build `spec` and fill it with weights from elsewhere, under whatever names (`plain`).
 
-    `reference` is a path to a safetensors file or a PyTorch state dict, or `package:<name>/<file>`
-    for a file inside an installed package. Common wrappings (`state_dict`, `net`, `model`), a
-    `module.` prefix, for this library's networks torchvision's names (`fc`, `downsample`), and
-    masks (`plain`) are understood. A state dict is read with `weights_only=True`. factory: as in
-    `build`. Raises UserError where the hash differs or tensors do not fit.
+    reference: a path to a safetensors file or a PyTorch state dict, or `package:<name>/<file>` for
+    a file inside an installed package. factory: as in `build`. UserError where the hash differs or
+    tensors do not fit.
     """
     path = expected(reference, sha256)
     model, (tensors, metadata) = build(spec, factory), read_weights(path)

@@ -12,7 +12,7 @@ from advprune.core.device import device_of, salted
 from advprune.core.errors import UserError
 from advprune.core.settings import Settings, parse
 from advprune.models.border import check_images, compressible
-from advprune.models.insert import functional_activations, inserted, places
+from advprune.models.insert import inserted, missed_activations, places
 from advprune.models.stochastic import undisturbed
 from advprune.training.inputs import Data, Pair
 
@@ -103,13 +103,12 @@ def prune(
             before = inserted(mine)
             found = _REGISTRY[name][1](mine, checked, given)
             added = inserted(found.model) - before
-            # Layers are inserted behind modules only; one pass shows the functions that they miss.
-            look = images is not None and added["relu"]
-            if look and (missed := functional_activations(found.model, given.images[:1])):
+            first = None if images is None else images[:1]
+            if added["relu"] and (missed := missed_activations(found.model, first)):
+                count = len(places(found.model, "relu"))
                 raise UserError(
-                    f"it would act at {len(places(found.model, 'relu'))} activation modules but "
-                    f"not at {len(missed)} calls of functions such as {missed[0]}; make modules of "
-                    "them (nn.ReLU and the like)"
+                    f"it would act at {count} of {count + len(missed)} activations: {missed[0]}; "
+                    "make it a module of torch's, such as nn.ReLU, or derive its class from one"
                 )
     except (UserError, ValueError) as error:
         raise UserError(f"{name}: {error}") from error

@@ -1,11 +1,10 @@
 """Quantization-aware training: the weights learn while the network computes as its integers will.
 
 Nagel et al., A White Paper on Neural Network Quantization (2021), section 4. Batch-norm is folded
-and input ranges are calibrated first; both stay. In every forward pass a layer quantizes its
-current weights, bias and input as `quantize` would, and computes the twin's map. Rounding has
-derivative one, so the float weights behind the integers learn; clipping an input has derivative
-zero outside its range, but one in evaluation mode, in which training images are attacked, as it has
-in the twin.
+and input ranges are calibrated first; both stay. In every pass a layer quantizes its current
+weights, bias and input, and computes the twin's map. Rounding has derivative one; clipping an input
+has derivative zero outside its range, but one in evaluation mode, in which training images are
+attacked.
 """
 
 from typing import Any
@@ -16,18 +15,15 @@ from torch import nn
 from advprune.core.device import salted
 from advprune.core.train_settings import FineTuneSettings, QuantizeSettings
 from advprune.models.backward import straight_through
-from advprune.models.quantized import QuantizedLayer, float_layers
-from advprune.quantization.post_training import calibrated, runs
+from advprune.models.quantized import QuantizedLayer
+from advprune.quantization.post_training import quantized_form
 from advprune.training.inputs import Data
 from advprune.training.standard import finetune
 
 
 class TrainedLayer(nn.Module):
-    """A convolution or linear layer in training: float parameters, and the integers they round to.
-
-    layer: the float parameters. quantized: their integer form, whose input range is set; its
-    weights are set anew in every forward pass.
-    """
+    """A convolution or linear layer in training. layer: the float parameters. quantized: their
+    integer form, whose input range is set; its weights are set anew in every forward pass."""
 
     def __init__(self, layer: nn.Conv2d | nn.Linear, quantized: QuantizedLayer) -> None:
         super().__init__()
@@ -57,12 +53,12 @@ class TrainedLayer(nn.Module):
 def quantization_aware(
     model: nn.Module, setting: QuantizeSettings, data: Data, seed: int, calibration: torch.Tensor
 ) -> nn.Module:
-    """The quantized form of a dense model, its integers found by training.
+    """The quantized form of a copy of a dense model, its integers found by training.
 
     setting: `training` there says how, by its defaults where it is None. calibration: the images
-    `[N, C, H, W]` that ranges are taken from. The given model stays as it was. Weights that are
-    exactly zero once batch-norm is folded stay zero, so a pruned network stays as sparse; biases
-    are free. Raises as `quantize` does, and UserError where the loss stops being a number.
+    `[N, C, H, W]` that ranges are taken from. Weights that are exactly zero once batch-norm is
+    folded stay zero; biases are free. Raises as `quantize` does, and UserError where the loss stops
+    being a number.
     """
     training = setting.training or FineTuneSettings()
     with torch.random.fork_rng():  # for the layers that draw at random
@@ -82,11 +78,7 @@ def quantization_aware(
 def training_form(model: nn.Module, images: torch.Tensor, bits: int) -> nn.Module:
     """A copy of a dense model with batch-norm folded that computes as its integers would. images:
     `[N, C, H, W]` in [0, 1], which input ranges are taken from."""
-    folded, integers = calibrated(model, images, bits)
-    layers = float_layers(folded)
-    for name, quantized in integers.items():
-        folded.set_submodule(name, TrainedLayer(layers[name], quantized))
-    return runs(folded.requires_grad_().eval(), images)
+    return quantized_form(model, images, bits, TrainedLayer).requires_grad_()
 
 
 def trained_layers(form: nn.Module) -> dict[str, TrainedLayer]:

@@ -2,7 +2,7 @@
 
 A name is `quantity` or `quantity:qualifier` (`accuracy:PGD`). How it reads follows from the last
 words of the quantity (`KINDS`); `quantity_low` and `quantity_high` beside it are its 95 % interval
-and are merged into it. `COLUMNS` gives headings and explanations where the name is not enough.
+and are merged into it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -83,11 +83,6 @@ class Kind:
     unit: str = ""
     scale: float = 1.0
 
-    @property
-    def signed(self) -> bool:
-        """Whether numbers are written with their sign."""
-        return isinstance(self.form, str) and self.form.startswith("+")
-
     def text(self, value: Any) -> str:
         """A number without its unit; a dash where there is none."""
         if _missing(value):
@@ -103,14 +98,13 @@ class Kind:
 
 
 RATE, NUMBER = Kind("z.1f", "%", 100.0), Kind(number)
-DIFFERENCE = Kind("+z.1f", "points", 100.0)
 P_VALUE = Kind(lambda p: "< 0.001" if p < 0.001 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}")
-percent, points, p_value = RATE.text, DIFFERENCE.text, P_VALUE.text  # `54.0`, `+1.2`, `0.031`
+percent, p_value = RATE.text, P_VALUE.text  # `54.0`, `0.031`
 KINDS: dict[str, Kind] = {  # by the last words of a quantity
     name: kind
     for names, kind in {
         "accuracy rate ratio share sparsity agreement confidence": RATE,
-        "difference": DIFFERENCE,
+        "difference": Kind("+z.1f", "points", 100.0),
         "deviation detectable": Kind("z.1f", "points", 100.0),
         "p p_against_dense p_distance": P_VALUE,
         "median_distance detectable_distance eps_axis": Kind("#.3g", "/255", 255.0),
@@ -126,49 +120,42 @@ KINDS: dict[str, Kind] = {  # by the last words of a quantity
 }
 
 
-COLUMNS: dict[str, tuple[str, str]] = {  # a heading without its unit, one line of explanation
-    "family": ("family", "how the network was compressed"),
-    "recipe": ("dense network", "how the network that it descends from was trained"),
-    "parent": ("parent", "the model that it was made from"),
-    "clean_accuracy": ("clean", "accuracy without an attack"),
-    "robust_accuracy": ("robust", "not broken by any attack of the suite, 95 % interval"),
-    "median_distance": ("distance", "median of the smallest changes found that fool it"),
-    "counts_detectable_flips": ("threshold flips", "likewise"),
-    "area_accuracy": ("area", "mean accuracy over all budgets up to twice the main attack's"),
-    "distance_difference": ("distance − dense", "how much farther than the dense network"),
-    "distance_against_dense": ("distance against dense", "Wilcoxon's test on the same images"),
-    "p_distance": ("p", "of that test"),
-    "detectable_distance": ("detectable", "the smallest difference shown with 80 % power"),
-    "eps_axis": ("eps", ""),
-    "transfer_accuracy": ("transfer", "on images crafted on the dense network"),
-    "attack_success_rate": ("success", "of images that were right before the attack"),
-    "prediction_change_rate": ("changed", "predictions that the attack changes"),
-    "robust_detectable": ("detectable", "the smallest difference shown with 80 % power"),
-    "robust_difference": ("robust − dense", "against the dense network or the control"),
-    "against_dense": ("against dense", "robust accuracy, McNemar's test on the same images"),
-    "p_against_dense": ("p", "of that test, corrected for all models of a dense network"),
-    "detectable": ("detectable", "the smallest difference shown in 80 % of all cases"),
-    **dict.fromkeys(
-        ("counts_detectable", "counts_detectable_distance"),
-        ("threshold", "the smallest difference that supports the claim, or largest equivalent one"),
-    ),
-    "sparsity": ("sparsity", "zeros among the stored weights and biases"),
-    "prune_ratio": ("prune ratio", "parameters changed or removed"),
-    "bits": ("bits", "of a stored weight"),
-    "flips_to_chance": ("flips", "stored bits an attacker must flip to reach chance"),
-    "at_least_flips": ("flips, at least", "where a batch did not reach chance"),
-    "end_accuracy": ("final accuracy", "after the last flip"),
-    "highest_bit_share": ("in the highest bit", "share of the chosen flips"),
-    "most_hit_layer": ("layer of most flips", ""),
-    "times": ("ratio", "of mean flips to those of the reference"),
-    "seed_deviation": ("SD over seeds", "standard deviation of robust accuracy between seeds"),
-    "ece": ("ECE", "calibration error, clean"),
-    "ece_attacked": ("ECE attacked", "calibration error under the main attack"),
-    "macs": ("MACs", "multiply-accumulates per image"),
-    "latency": ("latency", "of a forward pass: median and quartiles"),
-    "passes": ("passes", "forward and backward passes of the suite per image"),
-    "verdict": ("verdict", "whether the robust accuracy can be believed"),
-    "n": ("n", "images"),
+HEADINGS = {  # without their unit, where the name of a column says too much or too little
+    **{f"{name}_accuracy": name for name in ("clean", "robust", "transfer", "area")},
+    "recipe": "dense network",
+    "median_distance": "distance",
+    "distance_difference": "distance − dense",
+    "robust_difference": "robust − dense",
+    **dict.fromkeys(("p_distance", "p_against_dense"), "p"),
+    **dict.fromkeys(("detectable_distance", "robust_detectable"), "detectable"),
+    **dict.fromkeys(("counts_detectable", "counts_detectable_distance"), "threshold"),
+    "counts_detectable_flips": "threshold flips",
+    "eps_axis": "eps",
+    "attack_success_rate": "success",
+    "prediction_change_rate": "changed",
+    "flips_to_chance": "flips",
+    "at_least_flips": "flips, at least",
+    "end_accuracy": "final accuracy",
+    "highest_bit_share": "in the highest bit",
+    "most_hit_layer": "layer of most flips",
+    "times": "ratio",
+    "seed_deviation": "SD over seeds",
+    "ece": "ECE",
+    "ece_attacked": "ECE attacked",
+    "macs": "MACs",
+}
+HINTS = {  # what the columns of the leaderboard mean
+    "clean_accuracy": "accuracy without an attack",
+    "robust_accuracy": "not broken by any attack of the suite, 95 % interval",
+    "against_dense": "robust accuracy, McNemar's test on the same images",
+    "median_distance": "median of the smallest changes found that fool it",
+    "distance_against_dense": "Wilcoxon's test on the same images",
+    "verdict": "whether the robust accuracy can be believed",
+    "transfer_accuracy": "on images crafted on the dense network",
+    "sparsity": "zeros among the stored weights and biases",
+    "bits": "of a stored weight",
+    "flips_to_chance": "stored bits an attacker must flip to reach chance",
+    "recipe": "how the network that it descends from was trained",
 }
 
 
@@ -183,14 +170,9 @@ def kind_of(column: str) -> Kind:
 def heading(column: str) -> str:
     """A column's heading with its unit: `robust %`; of `accuracy:PGD` the qualifier, `PGD %`."""
     quantity, _, qualifier = column.partition(":")
-    name, _ = COLUMNS.get(quantity, (quantity.replace("_", " "), ""))
+    name = HEADINGS.get(quantity, quantity.replace("_", " "))
     shown = (qualifier,) if quantity == "accuracy" and qualifier else (name, qualifier)
     return f"{', '.join(filter(None, shown))} {kind_of(column).unit}".strip()
-
-
-def hint(column: str) -> str:
-    """What a column means in one line; empty where its name says it."""
-    return COLUMNS.get(column.partition(":")[0], ("", ""))[1]
 
 
 def bounds(column: str) -> tuple[str, str]:
@@ -204,34 +186,24 @@ def with_interval(column: str, value: Any, low: Any, high: Any) -> dict[str, Any
     return dict(zip((column, *bounds(column)), (value, low, high), strict=True))
 
 
-def interval(value: float | None, low: float | None, high: float | None) -> str:
-    """A rate and its interval: `54.0 (50.1–57.9)`."""
-    return cell_text(RATE, value, low, high)
-
-
-def shown_columns(table: pd.DataFrame) -> list[str]:
-    """The columns of a table without those that are merged into another."""
-    names = list(map(str, table.columns))
-    merged = {end for column in names for end in bounds(column) if end in names}
-    return [column for column in names if column not in merged]
-
-
 def texts(table: pd.DataFrame) -> pd.DataFrame:
     """A table of raw numbers as text: cells formatted, intervals merged, columns still by name."""
-    found = {}
-    for name in (names := shown_columns(table)):
+    names, found = list(map(str, table.columns)), {}
+    merged = {end for column in names for end in bounds(column)}
+    for name in (shown := [column for column in names if column not in merged]):
         cells = table[[c for c in (name, *bounds(name)) if c in table]].astype(object)
         found[name] = [cell_text(kind_of(name), *row) for row in cells.to_numpy()]
-    return pd.DataFrame(found, columns=names)
+    return pd.DataFrame(found, columns=shown)
 
 
 def cell_text(kind: Kind, value: Any, low: Any = None, high: Any = None) -> str:
-    """One cell: a text is a name and stays, a number is written by its kind."""
+    """One cell, such as `54.0 (50.1–57.9)`; a text is a name and stays."""
     if isinstance(value, str):
         return value
     if _missing(value) or _missing(low) or _missing(high):
         return kind.text(value)
-    between = " to " if kind.signed else "–"  # signs and dashes do not read together
+    # Signs and dashes do not read together.
+    between = " to " if str(kind.form).startswith("+") else "–"
     return f"{kind.text(value)} ({kind.text(low)}{between}{kind.text(high)})"
 
 
@@ -244,7 +216,7 @@ def sort_value(value: Any) -> float | str | None:
 
 def rate_text(rate: Any) -> str:
     """A `Rate` within a sentence: `2.7 % (1.6–4.6)`."""
-    return interval(rate.value, *rate.interval).replace(" (", " % (")
+    return cell_text(RATE, rate.value, *rate.interval).replace(" (", " % (")
 
 
 def p_text(p: float) -> str:

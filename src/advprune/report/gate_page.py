@@ -34,9 +34,9 @@ def page(gate: Gate, title: str) -> str:
 def _cells(row: Row, alpha: float) -> list[str]:
     """One line of the table, in the order of `COLUMNS`."""
     both, pairs = (row.before, row.after), row.pairs
-    rates = [one and one.rate for one in both]
     clean = [percent(one and one.clean) for one in both]
-    robust = [formats.interval(one.value, *one.interval) if one else NOTHING for one in rates]
+    ends = [(one.rate.value, *one.rate.interval) if one else (None,) for one in both]
+    robust = [formats.cell_text(formats.RATE, *one) for one in ends]
     lost = {kind: str(pairs[kind].lost) if pairs else NOTHING for kind in ("clean", "robust")}
     p = {kind: p_value(row.tests[kind].p) if kind in row.tests else NOTHING for kind in TESTS}
     distances = [one.distance if one and pairs else NOTHING for one in both]

@@ -63,14 +63,8 @@
       rows.forEach((row) => { row.hidden = !wanted(row); });
       told.value = `${rows.filter((row) => !row.hidden).length} of ${rows.length} rows`;
     };
-    const reset = made("button", {type: "button"}, "Show all");
-    reset.addEventListener("click", () => {
-      text.value = "";
-      choosers.forEach(({select}) => { select.value = ""; });
-      show();
-    });
     const labels = [made("label", {}, "filter", text), ...choosers.map(({label}) => label)];
-    const bar = made("div", {className: "filters"}, ...labels, reset, told);
+    const bar = made("div", {className: "filters"}, ...labels, told);
     bar.setAttribute("role", "search");
     bar.setAttribute("aria-label", "Filter the leaderboard");
     bar.addEventListener("input", show);
@@ -103,12 +97,11 @@
       .forEach((renderer) => { renderer.muted = muted; });
   }));
 
-  // A plot is drawn when the reader comes near it, or prints the page.
+  // A plot is drawn when the reader comes near it.
   const places = all("[data-plot]");
   const watch = new IntersectionObserver((entries) => {
     const near = entries.filter((entry) => entry.isIntersecting).map((entry) => entry.target);
     near.forEach((place) => { watch.unobserve(place); draw(place); });
   }, {rootMargin: "600px"});
   places.forEach((place) => watch.observe(place));
-  addEventListener("beforeprint", () => places.forEach(draw));
 })();

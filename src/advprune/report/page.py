@@ -13,7 +13,7 @@ from advprune import __version__
 from advprune.report.chart import Chart
 from advprune.report.chart_live import library, live
 from advprune.report.chart_png import png
-from advprune.report.formats import code, heading, hint, markdown, shown_columns, sort_value, texts
+from advprune.report.formats import HINTS, code, heading, markdown, sort_value, texts
 from advprune.report.run import Run
 from advprune.report.section import Part, sections
 from advprune.report.summary import OF_ONE, QUESTION, summary
@@ -31,11 +31,7 @@ class Column(NamedTuple):
     look: str
 
 
-class Grid(NamedTuple):
-    """A table as the page shows it: a cell is its text, and its value for sorting."""
-
-    columns: list[Column]
-    rows: list[tuple[tuple[str, float | str | None], ...]]
+Rows = list[tuple[tuple[str, float | str | None], ...]]  # a cell: its text, its value for sorting
 
 
 class Shown(NamedTuple):
@@ -63,10 +59,8 @@ def charts(found: list[Shown]) -> dict[str, Chart]:
 
 
 def html(run: Run, found: list[Shown], about: str = "") -> str:
-    """The report as HTML: plots, pictures, style and scripts inside it; all text is escaped.
-
-    about: the title of a page about one network, which stands alone; else it is the profile's.
-    """
+    """The report as one HTML file; all text is escaped. about: the title of a page about one
+    network, which stands alone; else it is the profile's."""
     named = charts(found)
     drawn = {name: live(c, run.places) for name, c in named.items() if c.kind != "images"}
     images = {name: png(c, run.places) for name, c in named.items() if c.kind == "images"}
@@ -110,26 +104,26 @@ def _render(template: str, run: Run, found: list[Shown], **more: Any) -> str:
     )
 
 
-def grid(table: pd.DataFrame) -> Grid:
+def grid(table: pd.DataFrame) -> tuple[list[Column], Rows]:
     """A table of raw numbers as the page shows it, without columns that hold no value."""
-    kept = [c for c in shown_columns(table) if table[c].map(sort_value).notna().any()]
     read = texts(table)
+    kept = [c for c in map(str, read) if table[c].map(sort_value).notna().any()]
     columns = []
     for c in kept:  # sentences are notes, longer figures may wrap, a name is not broken
         longest = int(read[c].str.len().max()) if read[c].str.contains(" ").any() else 0
         look = "note" if longest > 44 else "wrap" if longest > 24 else ""
         look = "code" if c == "command" else look
-        columns.append(Column(heading(c), hint(c), c in CHOSEN, look))
+        columns.append(Column(heading(c), HINTS.get(c, ""), c in CHOSEN, look))
     cells = [zip(read[c], map(sort_value, table[c]), strict=True) for c in kept]
-    return Grid(columns, list(zip(*cells, strict=True)))
+    return columns, list(zip(*cells, strict=True))
 
 
 def markdown_table(table: pd.DataFrame) -> Markup:
     """The same as a table of GitHub's markdown."""
     from tabulate import tabulate
 
-    found = grid(table)
-    written = [code if column.look == "code" else markdown for column in found.columns]
-    rows = [[write(t) for write, (t, _) in zip(written, row, strict=True)] for row in found.rows]
-    names = [markdown(column.name) for column in found.columns]
-    return Markup(tabulate(rows, names, "github", disable_numparse=True))
+    columns, rows = grid(table)
+    written = [code if column.look == "code" else markdown for column in columns]
+    cells = [[write(t) for write, (t, _) in zip(written, row, strict=True)] for row in rows]
+    names = [markdown(column.name) for column in columns]
+    return Markup(tabulate(cells, names, "github", disable_numparse=True))

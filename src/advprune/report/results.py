@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from collections import defaultdict
 from collections.abc import Mapping
 from functools import cache
 from math import isfinite
@@ -40,16 +41,18 @@ HEX = frozenset("0123456789abcdef")
 DISTANCE = "<f2"  # type of a stored distance: four hexadecimal digits
 SLACK = 1e-3  # relative rounding error of a stored distance
 FINGERPRINT = 16  # hex digits of the sha256 of the test images and labels, in order
-NUMBERS = ("n", "clean_accuracy", "robust_accuracy", "eps")  # of each model
 REQUIRED = ("model", "images", "robust_images", "image_distances")
 TEXTS = (
     *("model", "family", "parent", "root", "recipe", "do", "kind", "group", "setting", "attack"),
     *("norm", "against_dense", "distance_against_dense", "verdict", "verdict_against"),
     *("images", "robust_images", "image_distances"),
 )
-OUTCOMES = ("robust_images", "image_distances")
+OUTCOMES = TEXTS[-2:]  # image by image
 ATTACK = "accuracy:"  # begins the columns of accuracy under one attack, by its name
-CARD = ("prune_ratio", "sparsity", "bits", "parameters", "nonzero", "macs", "file_bytes")
+CARD = (
+    *("prune_ratio", "sparsity", "bits", "parameters", "nonzero", "macs", "file_bytes"),
+    *("stored_bits", "twin_agreement"),
+)
 AGAINST = (  # empty for a dense network
     *("robust_difference", *bounds("robust_difference"), "robust_detectable", "p_against_dense"),
     *("against_dense", "distance_difference", *bounds("distance_difference")),
@@ -101,7 +104,7 @@ def _row(run: Run, model: Model) -> Row:
     row |= {"verdict": verdict.level, "verdict_against": "; ".join(doubts)}
     for name in run.attack_names(model):
         row |= qualified(remnant_accuracy(model.attack(name)).columns("accuracy"), name)
-    row |= {key: card[key] for key in (*CARD, "stored_bits", "twin_agreement")}
+    row |= {key: card[key] for key in CARD}
     # Image by image, so that two revisions can be compared on the same images (`report.gate`).
     labels = run.models[0].attack(run.main).label.to_numpy(dtype="<i8")
     images = hashlib.sha256(run.clean_images.tobytes() + labels.tobytes()).hexdigest()
@@ -141,10 +144,10 @@ def read_results(text: str, where: str) -> pd.DataFrame:
     def damaged(what: object) -> UserError:
         return UserError(f"{where} is damaged: {what}")
 
+    types: defaultdict[str, type] = defaultdict(lambda: float, dict.fromkeys(TEXTS, str))
     try:
-        texts = dict.fromkeys(TEXTS, str)
-        table = pd.read_csv(io.StringIO(text), dtype=texts, keep_default_na=False, na_values=[""])
-    except (ValueError, pd.errors.ParserError) as error:
+        table = pd.read_csv(io.StringIO(text), dtype=types, keep_default_na=False, na_values=[""])
+    except (ValueError, pd.errors.ParserError) as error:  # of a number, too
         raise damaged(error) from error
     shown = "eps", "norm", "transfer_accuracy", "distance_against_dense"
     if missing := [c for c in (*REQUIRED, *shown, *DVC_METRICS.values()) if c not in table]:
@@ -152,13 +155,6 @@ def read_results(text: str, where: str) -> pd.DataFrame:
     is_run = table.verdict != NOT_RUN
     if table.model.isna().any() or table.model.duplicated().any() or not is_run.any():
         raise damaged("models are missing or named twice")
-    for column in table.columns.difference(list(TEXTS)):
-        # As text: a number of 400 digits is too large for to_numeric.
-        known, given = pd.to_numeric(table[column].astype(str), errors="coerce"), table[column]
-        wrong = is_run & known.isna() & (given.notna() | (column in NUMBERS))
-        if len(models := table.model[wrong]):
-            raise damaged(f"{column} of {models.iloc[0]} is no number")
-        table[column] = known
     if table[~is_run].drop(columns=["model", "verdict"]).notna().any(axis=None):
         raise damaged("a model that was not run has numbers")
     for row in table[is_run].to_dict("records"):

@@ -20,7 +20,7 @@ from advprune.data import Split, to_float
 from advprune.evaluate.craft import craft, rows
 from advprune.evaluate.records import Work
 from advprune.pruning import check_controls, setting_of
-from advprune.training.inputs import Pair
+from advprune.training.inputs import Inputs, Pair
 
 Tables = dict[str, pd.DataFrame]  # by file name without ending; `records` is always among them
 
@@ -63,6 +63,11 @@ class Given:
         """The test images likewise; only these are ever attacked."""
         return to_float(self.splits["test"].images), self.splits["test"].labels
 
+    def inputs(self, name: str, seed: int) -> Inputs:
+        """What a network is trained on by a seed; `name`: of its unfinished state."""
+        state = self.parts.folder / f"{name}-{seed}.pt"
+        return Inputs(self.splits["train"], self.splits["val"], seed, self.device, state)
+
     def finished(
         self, what: str, jobs: Mapping[str, Callable[[], pd.DataFrame]]
     ) -> dict[str, pd.DataFrame]:
@@ -96,8 +101,7 @@ def study(
     """Register a kind of study.
 
     reads: fields of the profile besides `batch`; a change of any other repeats no such study.
-    refusals: says why the settings of all studies of this kind, by name, could show nothing; if
-    there is a published gain, that is what they have to be able to show.
+    refusals: says why the settings of all studies of this kind, by name, could show nothing.
     """
 
     def register(function: Study) -> Study:

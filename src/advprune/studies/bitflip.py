@@ -22,11 +22,8 @@ from advprune.models.spec import spec_of
 from advprune.models.stochastic import is_randomized
 from advprune.studies.base import Given, Tables, smallest, study
 from advprune.training.binary import train_binary
-from advprune.training.inputs import Inputs
 from advprune.training.networks import load_or_train
 from advprune.training.standard import accuracy
-
-KEPT = ["flip", "step", "layer", "index", "bit", "hamming", "n_b", "forwards", "gradients"]
 
 
 class BitFlipSettings(Settings):
@@ -64,28 +61,21 @@ def underpowered(params: Params, typed: dict[str, BitFlipSettings]) -> Iterator[
 
 @study("bitflip", BitFlipSettings, underpowered, reads=("flips", "model", "train"))
 def bitflips(entry: BitFlipSettings, given: Given) -> Tables:
-    """Records (see `evaluate.flips`) of every variant on every batch; with more trainings each has
-    batches of its own. UserError for a model of integers, one that draws at random, a target that
-    is no class, or trainings of a model that is not trained from scratch."""
+    """Records (see `evaluate.flips`) of every variant on every batch; each training has batches of
+    its own. UserError for a model of integers, one that draws at random, a target that is no class,
+    or trainings of a model that is not trained from scratch."""
     flips, place = given.profile.flips, f"studies.{given.name}.of"
     classes = len(given.splits["test"].classes)
     if given.card["bits"] not in (1, 32):
-        raise UserError(
-            f"{place}: {given.of} holds integers; name a model whose weights are in floating point"
-        )
+        raise UserError(f"{place}: {given.of} holds integers; name a model of floating point")
     if is_randomized(given.model):
-        raise UserError(
-            f"{place}: this model draws at random, so that losses cannot be compared; name one "
-            "that does not"
-        )
+        raise UserError(f"{place}: this model draws at random; name one that does not")
     if "targeted" in entry.variants and flips.target >= classes:
         raise UserError(f"flips.target is {flips.target}; classes are 0 to {classes - 1}")
     shape = given.splits["test"].shape
     networks = [given.model, *(trained(given, n) for n in range(1, entry.trainings))]
-    stored = [
-        store(one.to(given.device), entry.bits, entry.scale, shape, entry.floats)
-        for one in networks
-    ]
+    how = entry.bits, entry.scale, shape, entry.floats
+    stored = [store(one.to(given.device), *how) for one in networks]
     tried = [v for v in VARIANTS if v in ("untargeted", "random", *entry.variants)]
     most = dict.fromkeys(tried, entry.budget or flips.budget) | {"random": flips.random}
 
@@ -103,9 +93,7 @@ def trained(given: Given, number: int) -> nn.Module:
     """The study's network, trained from another seed: a dense one, or a binary one of the channels
     that it has."""
     how, profile = given.params.setting(given.of), given.profile
-    state = given.parts.folder / f"training-{number}.pt"
-    seed = given.params.seed + number
-    known = Inputs(given.splits["train"], given.splits["val"], seed, given.device, state)
+    known = given.inputs("training", given.params.seed + number)
     if isinstance(how, BinarySettings):
         return train_binary(spec_of(given.model), how, profile.train, known)[0]
     if isinstance(how, RecipeSettings):
@@ -116,8 +104,7 @@ def trained(given: Given, number: int) -> nn.Module:
 def recorded(
     entry: BitFlipSettings, given: Given, stored: StoredModel, variant: str, seed: int, budget: int
 ) -> pd.DataFrame:
-    """A run as records: the row before any flip, then one row per flip. Accuracy is that on the
-    test images."""
+    """A run as records: the row before any flip, then one row per flip."""
     settings, batch = given.profile.flips, given.profile.batch
     common: dict[str, Any] = {"evaluate": lambda model: accuracy(model, *given.test, batch)}
     common["budget"] = budget
@@ -140,12 +127,9 @@ def recorded(
     table, depths = trace.table, {name: depth for depth, name in enumerate(stored.layers)}
     before = table.loss_before.iloc[0] if len(table) else float("nan")
     start = pd.DataFrame([START | {"loss": before, "accuracy": trace.start_accuracy}])
-    flips = table[KEPT].assign(
-        depth=table.layer.map(depths).astype("int64"),
-        loss=table.loss_after,
-        accuracy=table.accuracy,
-    )
-    found = pd.concat([start, flips] if len(flips) else [start], ignore_index=True)[list(START)]
+    depth = table.layer.map(depths).astype("int64")
+    flips = table.assign(depth=depth, loss=table.loss_after)[list(START)]
+    found = pd.concat([start, flips] if len(flips) else [start], ignore_index=True)
     found = found.assign(reason=trace.reason, layers=len(depths), stored_bits=stored.size)
     found = found.assign(variant=variant, seed=seed)
     return found if entry.trainings == 1 else found.assign(training=seed // settings.seeds)

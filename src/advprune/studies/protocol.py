@@ -39,10 +39,8 @@ SAP_GAIN = 0.122  # Dhillon et al. (2018), under one gradient step at 1/255
 
 
 class Member(Settings):
-    """A model of the protocol: the given network, with a family applied to it or not.
-
-    adaptive: whether it goes through the profile's `protocol.adaptive` attacks as well.
-    """
+    """A model of the protocol: the given network, with a family applied to it or not. adaptive:
+    whether it goes through the attacks of `protocol.adaptive` as well."""
 
     family: Name | None = None
     setting: Any = None

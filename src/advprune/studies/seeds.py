@@ -1,11 +1,11 @@
 """Seeds: families and binary networks, once per seed, beside the dense network of that seed.
 
-One trained network shows one outcome; judging a family takes several. The seed sets initialization,
-order and random starts of the dense network, the family's own training, and the starts of the
-attack.
+The seed sets initialization, order and random starts of the dense network, the family's own
+training, and the starts of the attack.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -23,14 +23,12 @@ from advprune.core.settings import Name, Settings
 from advprune.core.train_settings import BinarySettings, RecipeSettings
 from advprune.evaluate.craft import craft
 from advprune.evaluate.means import smallest_mean_difference
-from advprune.evaluate.records import Work
 from advprune.evaluate.statistics import ALPHA
 from advprune.evaluate.transfer import transfer_records
 from advprune.models.card import sparsity_of
 from advprune.pruning import Data, prune
 from advprune.studies.base import Given, Tables, attacked, study, too_few_images
 from advprune.training.binary import binary_spec, train_binary
-from advprune.training.inputs import Inputs
 from advprune.training.networks import load_or_train, spec_for
 from advprune.training.standard import Row
 
@@ -119,7 +117,7 @@ def seeds(settings: SeedsSettings, given: Given) -> Tables:
 
         def records() -> pd.DataFrame:
             model, facts, _ = made()
-            work = Work(seed, given.profile.batch, given.params.attack.score_draws)
+            work = replace(given.work, seed=seed, parts=None)
             table = attacked(name, model.to(given.device), given.test, attacks, work)
             if settings.transfer and point != DENSE:
                 sent = {(DENSE, FROM_DENSE + main): images_of(seed)}
@@ -137,7 +135,7 @@ def seeds(settings: SeedsSettings, given: Given) -> Tables:
     @cache
     def images_of(seed: int) -> torch.Tensor:
         """The main attack's images of the dense network of a seed, uint8 `[N, C, H, W]`."""
-        work = Work(seed, given.profile.batch, given.params.attack.score_draws)
+        work = replace(given.work, seed=seed, parts=None)
         return craft(dense[seed]()[0].to(given.device), *given.test, attacks[main], work).pixels
 
     numbers = range(own, own + settings.seeds if settings.points else own)
@@ -174,18 +172,12 @@ def chosen_attacks(
     return {one: typed(one, known[one]) for one in names}
 
 
-def inputs(given: Given, name: str, seed: int) -> Inputs:
-    """What a network is trained on; `name`: of its unfinished state."""
-    state = given.parts.folder / f"{name}-{seed}.pt"
-    return Inputs(given.splits["train"], given.splits["val"], seed, given.device, state)
-
-
 def network(given: Given, recipe: str, seed: int) -> Made:
     """The dense network of a seed: the pipeline's own for the run's seed, else trained."""
     model = given.model.to(given.device)
     if seed != given.params.seed:
         how = RecipeSettings.model_validate(given.card["setting"])
-        known = inputs(given, f"dense-{recipe}", seed)
+        known = given.inputs(f"dense-{recipe}", seed)
         model, _ = load_or_train(given.profile, None, how, known)
     return model, {"family": DENSE, "prune_ratio": 0.0}, []
 
@@ -193,7 +185,7 @@ def network(given: Given, recipe: str, seed: int) -> Made:
 def compressed(given: Given, name: str, point: Point, seed: int, dense: Callable[[], Made]) -> Made:
     """A point's network: the dense one of the seed under a family, or a binary network, which has
     only its architecture."""
-    profile, known = given.profile, inputs(given, f"point-{name}", seed)
+    profile, known = given.profile, given.inputs(f"point-{name}", seed)
     if point.binary is not None:
         spec = binary_spec(spec_for(profile.model, known.train))
         model, _ = train_binary(spec, point.binary, profile.train, known)

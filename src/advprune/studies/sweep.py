@@ -1,8 +1,7 @@
 """Sweeps and compression curves: families at many settings, each applied to one network and
 attacked; no model is kept.
 
-A compression curve is attacked by its parent's images as well. The published claim about GAP is a
-comparison at equal clean accuracy, so the control (random) needs points of its own on the curve.
+A compression curve is attacked by its parent's images as well.
 """
 
 from collections.abc import Iterator, Mapping

@@ -94,7 +94,7 @@ def table_of(found: Sequence[Entry]) -> pd.DataFrame:
             row["at_chance"] = f"{len(reached.uncensored)} of {len(reached.bits)}"
             row["end_accuracy"] = fmean(flips.at_the_end(records, variant))
             if variant == UNTARGETED:
-                _, values = flips.accuracy_after(records, reached.least)
+                values = flips.accuracy_after(records, reached.least)
                 row["accuracy:random flips"] = fmean(values) if values else None
                 row["accuracy:random flips, least"] = min(values, default=None)
                 top = records[(records.variant == UNTARGETED) & (records.flip > 0)]

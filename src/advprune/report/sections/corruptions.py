@@ -4,14 +4,14 @@ An image counts with the share of its corrupted versions that a model has right,
 and tests are over images, and paired. Robust accuracy does not contain them.
 """
 
-from collections.abc import Iterator
-
 import pandas as pd
 
 from advprune.evaluate.corruptions import SEVERITIES, Shares, compare_shares, shares
+from advprune.evaluate.means import Mean
 from advprune.evaluate.measures import clean_accuracy
+from advprune.evaluate.statistics import Rate
 from advprune.report.section import Chart, Part, Parts, Run, section
-from advprune.report.tables import Row, columns, explained, jointly, qualified, rated
+from advprune.report.tables import Row, columns, explained, jointly, rated
 
 
 @section("Common corruptions", order=47)
@@ -62,30 +62,28 @@ def by_severity(run: Run, records: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """One row per model: clean, at each severity, the mean, and its test."""
     means = {(name, "mean"): shares(table) for name, table in records.items()}
     tests, rows = against_dense(run, means), []
-    for name, table in records.items():
+    for (name, mean), own in means.items():
         row: Row = {"model": name}
-        for severity, found in severities(table):
-            clean = {f"clean_{column}": value for column, value in found.items()}
-            row |= qualified(found, f"severity {severity}") if severity else clean
-        key = name, "mean"
-        rows.append(row | rated("mean_accuracy", means[key].mean) | tests[key])
+        for severity, found in severities(records[name]).items():
+            column = f"accuracy:severity {severity}" if severity else "clean_accuracy"
+            row |= rated(column, found)
+        rows.append(row | rated("mean_accuracy", own.mean) | tests[name, mean])
     return pd.DataFrame(rows)
 
 
 def over_severity(records: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """One row per model and severity; severity 0 is the clean image."""
     return pd.DataFrame(
-        {"model": name, "severity": severity} | found
+        {"model": name, "severity": severity} | rated("accuracy", found)
         for name, table in records.items()
-        for severity, found in severities(table)
+        for severity, found in severities(table).items()
     )
 
 
-def severities(table: pd.DataFrame) -> Iterator[tuple[int, Row]]:
-    """Accuracy with its interval at each severity, of clean images at 0."""
-    yield 0, rated("accuracy", clean_accuracy(table.drop_duplicates("index")))
-    for severity, own in table.groupby("severity"):
-        yield int(str(severity)), rated("accuracy", shares(own).mean)
+def severities(table: pd.DataFrame) -> dict[int, Rate | Mean]:
+    """Accuracy at each severity, of clean images at 0."""
+    found: dict[int, Rate | Mean] = {0: clean_accuracy(table.drop_duplicates("index"))}
+    return found | {int(str(k)): shares(own).mean for k, own in table.groupby("severity")}
 
 
 def by_kind(run: Run, records: dict[str, pd.DataFrame], kinds: list[str]) -> pd.DataFrame:
