@@ -133,11 +133,11 @@ def main(
             "records": partial(ours, network, parent if bits else None, (x, y), settings),
             "autoattack": partial(official, network, (x, y), main.eps),
         }
-        tables = [parts.frame(side, partial(timed, made)) for side, made in sides.items()]
+        own, theirs = (parts.frame(key, partial(timed, made)) for key, made in sides.items())
         suite = getattr(settings.active().suite, kind_of(network))
         name = entry.replace(":", " of ")
         found["rows"] = [row for row in found["rows"] if row["model"] != name]
-        found["rows"] += [{"model": name} | r for r in compared(*tables, main, suite)]
+        found["rows"] += [{"model": name} | r for r in compared(own, theirs, main, suite)]
         print(tabulate(found["rows"], "keys", "github"), flush=True)
         out.write_text(json.dumps(found, indent=1) + "\n")
         parts.discard()

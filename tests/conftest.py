@@ -223,7 +223,8 @@ class Killed(Exception):
 
 @contextmanager
 def stored(kill_after: int | None = None) -> Iterator[list[Path | None]]:
-    """Where training stores its state meanwhile, once an epoch; it is killed after so many."""
+    """Where trainings store their state meanwhile, once an epoch, and searches for tickets, at each
+    choice of the mask; killed after so many."""
     found: list[Path | None] = []
 
     def counted(path: Path | None, state: dict[str, Any]) -> None:
@@ -234,7 +235,8 @@ def stored(kill_after: int | None = None) -> Iterator[list[Path | None]]:
 
     ending = pytest.raises(Killed) if kill_after else nullcontext()
     with pytest.MonkeyPatch.context() as patch, ending:
-        patch.setattr("advprune.training.standard.save_state", counted)
+        for place in ("training.standard", "pruning.ticket_search"):
+            patch.setattr(f"advprune.{place}.save_state", counted)
         yield found
 
 

@@ -17,7 +17,7 @@ SIX, NINE = ({"method": "pgd", "epochs": epochs, "steps": 3} for epochs in (6, 9
 LWM = {"family": "LWM", "setting": {"sparsity": 0.95, "finetune": NINE}}
 HYDRA = {"family": "HYDRA", "setting": {"sparsity": 0.95, "finetune": SIX}}
 MASK = {"family": "HYDRA", "setting": {"sparsity": 0.95, "scores": NINE | {"steps": 4}}}
-SQUARE = {"method": "square", "queries": 300}
+NEAR = {"method": "square", "queries": 300, "within": "2*eps"}
 
 
 def loaded(*changes):
@@ -152,11 +152,7 @@ def test_a_profile_overrides_key_by_key():
         ("studies/x", {"study": "fit", "of": "seed1"}, ["studies.x.study: there is no kind 'fit'"]),
         ("studies/sweep/points/E", [1e-3, -2], ["studies.sweep.points.E.1: threshold", "-2"]),
         ("studies/compression/points/random", [0.5], ["points.random.0: compression", "0.5"]),
-        (
-            "studies/seeds/points",
-            {"L": LWM | {"setting": 1.5}},
-            ["seeds.points.L: sparsity", "1.5"],
-        ),
+        ("studies/seeds/points", {"L": LWM | {"setting": 1.5}}, ["points.L: sparsity", "1.5"]),
         ("studies/seeds/points/BNN", {"family": "BNN", "setting": {"channels": "grown"}}, ["BNN"]),
         # comparisons that could never be significant, with the number that could
         ("profiles/digits/flips", {"seeds": 3}, ["seeds: with 3 batches none of 2", "5 batches"]),
@@ -177,11 +173,7 @@ def test_a_profile_overrides_key_by_key():
         ("attacks/square/after", "autoattack", ["square.after: name another", "on every image"]),
         ("attacks/momentum/after", "field", ["momentum.after", "table and transfer take every"]),
         ("attacks/apgd_near/after", "apgd_ce", ["near.within", "after a search for distances"]),
-        (
-            "attacks/x",
-            {"after": "distance", "within": "2*eps"} | SQUARE,
-            ["attacks.x.within: of method apgd alone"],
-        ),
+        ("attacks/x", {"after": "distance"} | NEAR, ["attacks.x.within: of method apgd alone"]),
         ("attacks/distance/after", "apgd_ce", ["distance.after: searches for distances"]),
         (
             "attacks/x",
