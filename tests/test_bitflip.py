@@ -279,10 +279,11 @@ def test_it_ends_where_nothing_tried_raises_the_loss():
     assert bitflip(flat, tiny_images().float()).reason == "flat"
 
 
-@pytest.mark.parametrize("bits", WIDTHS)
-def test_a_trace_replays_to_the_final_network(bits):
-    images, model = tiny_images(), tiny()
-    trace = bitflip(model, images, bits=bits, budget=15)
+@pytest.mark.parametrize(("bits", "seed"), [(8, 0), (4, 0), (1, 2)])
+def test_a_trace_replays_to_the_final_network(bits, seed):
+    """At one bit, some flip back."""
+    images, model, labels = tiny_images(), tiny(seed), some_labels(2) if seed else None
+    trace = bitflip(model, images, labels, bits=bits, budget=60 if seed else 15)
     clean = store(model, bits)
     values, seen = integers_of(clean), set()
     for row in trace.table.itertuples():
@@ -299,12 +300,7 @@ def test_a_trace_replays_to_the_final_network(bits):
     assert hamming(trace.stored, clean) == trace.table.hamming.iloc[-1]
     assert hamming(trace.stored, replay(clean, trace.table)) == 0
     assert (trace.table.loss_after > trace.table.loss_before).all()
-
-
-def test_a_bit_may_flip_back():
-    found = bitflip(tiny(2), tiny_images(), some_labels(2), bits=1, budget=60).table
-    assert found.hamming.iloc[-1] < len(found)
-    assert (found.loss_after > found.loss_before).all()
+    assert (trace.table.hamming.iloc[-1] < len(trace.table)) == bool(seed)
 
 
 def test_a_stored_model_is_attacked_as_it_is_and_stays():
@@ -532,15 +528,13 @@ def test_random_flips_are_uniform_over_bits():
     ("change", "word"),
     [
         ({"bits": 0}, "bits"),
-        ({"bits": 9}, "bits"),
         ({"scale": "row"}, "scale"),
         ({"loss": "hinge"}, "loss"),
         ({"target": 3}, "classes"),
         ({"budget": -1}, "budget"),
         ({"every": 0}, "every"),
-        ({"batch": 0}, "batch"),
         ({"stop": 0.1}, "evaluate"),
-        ({"most_candidates": 0}, "candidates"),
+        ({"most": 1}, "most"),
         ({"images": tiny_images()[:0]}, "no images"),
     ],
 )

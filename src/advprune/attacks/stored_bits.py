@@ -8,8 +8,9 @@ unsigned number; bit 0 is the least significant one, bit `bits - 1` the sign. Ba
 scales s are float32 in memory, and can be attacked as such.
 """
 
+import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -158,13 +159,7 @@ class StoredModel:
 
     def copy(self) -> "StoredModel":
         """An equal one that shares nothing with this one, its weights written from the codes."""
-        layers = {
-            name: replace(layer, codes=layer.codes.clone())
-            if isinstance(layer, StoredFloats)
-            else replace(layer, codes=layer.codes.clone(), scale=layer.scale.clone())
-            for name, layer in self.layers.items()
-        }
-        return _written(StoredModel(_frozen_copy(self.model), layers))
+        return _written(StoredModel(_frozen_copy(self.model), copy.deepcopy(self.layers)))
 
     def integer(self, name: str, index: int) -> int:
         """The whole number at a place of a layer's flat weight; of a float its bits as one."""
