@@ -220,20 +220,12 @@ def timed(work: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
     return result, time.perf_counter() - started
 
 
-def measure(
-    rows: list[Row], model: nn.Module, data: tuple[Tensor, Tensor], s: Setting, until: float
-) -> None:
-    """Run every attack in every round, `s.batch` images at a time, and once on a batch to warm up.
-
-    No round but the first begins that would not end before `until`.
-    """
+def measure(rows: list[Row], model: nn.Module, data: tuple[Tensor, Tensor], s: Setting) -> None:
+    """Run every attack in every round, `s.batch` images at a time, and once on a batch to warm up."""
     images, labels = data
     rights = answers(model, images, s.batch) == labels
-    began = time.perf_counter()
     for turn in range(s.rounds + 1):
-        if turn > 1 and 2 * time.perf_counter() - began > until:
-            break
-        began, count = time.perf_counter(), len(images) if turn else s.batch
+        count = len(images) if turn else s.batch
         for row in rows:
             x, y, right, row.cost = images[:count], labels[:count], rights[:count], Cost()
             with matmul_precision(row.tf32):
@@ -316,11 +308,9 @@ def main(
     search: Annotated[int, typer.Option(help="Steps of APGD and of minimum-norm attacks.")] = 20,
     targets: Annotated[int, typer.Option(help="Target classes of APGD-T.")] = 4,
     rounds: Annotated[int, typer.Option(help="Counted rounds.")] = 2,
-    seconds: Annotated[float, typer.Option(help="No later round begins that exceeds this.")] = 300,
     out: Annotated[Path | None, typer.Option(help="Also write the numbers there, as JSON.")] = None,
 ) -> None:
     """Print the limits of the device and the table of attacks."""
-    until = time.perf_counter() + seconds
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     s = Setting(eps / 255, steps, search, targets, batch, rounds)
     model = load_model(weights).to(device).requires_grad_(False)
@@ -334,7 +324,7 @@ def main(
     with matmul_precision(False):
         bounds = limits(model, x[:batch], y[:batch])
         rows = rows_of(s, device.type == "cuda")
-        measure(rows, model, (x, y), s, until)
+        measure(rows, model, (x, y), s)
     table = summary(rows, s, len(x))
     print(f"what the device can do: {name}, {torch.get_num_threads()} threads")
     print(tabulate(bounds, "keys", "github", intfmt=","))

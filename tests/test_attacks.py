@@ -9,9 +9,8 @@ from masked import Around
 from torch import nn
 
 from advprune.attacks import attack, pgd
-from advprune.attacks.apgd import targeted_dlr
 from advprune.attacks.cost import Cost
-from advprune.attacks.losses import cross_entropy, dlr, margin
+from advprune.attacks.losses import cross_entropy, dlr, margin, targeted_dlr
 from advprune.attacks.pgd import project, random_point
 from advprune.models.checkpoint import load_model
 from advprune.models.stochastic import Stochastic, mean_logits

@@ -20,7 +20,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from advprune.attacks.losses import Loss, cross_entropy, dlr
+from advprune.attacks.losses import LOSSES
 from advprune.attacks.opening import Opened, opened, wide
 from advprune.attacks.pgd import ascend, project
 from advprune.attacks.registry import Context, method
@@ -185,18 +185,3 @@ def _advance(s: APGDSettings, runs: SimpleNamespace, now: Tensor) -> None:
     mixed = part * (goal - runs.current) + (1 - part) * (runs.current - runs.before)
     after = project(runs.current + mixed, runs.clean, s.eps, s.norm)
     runs.before, runs.current, runs.done = runs.current, after, runs.done + 1
-
-
-def targeted_dlr(logits: Tensor, aim: Tensor) -> Tensor:
-    """`(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2)`, shape `[N]`, of labels and targets `[N, 2]`.
-
-    Croce and Hein (2020), section 4. Of fewer than four classes: the difference alone.
-    """
-    own, target = logits.gather(1, aim).unbind(1)
-    if logits.shape[1] < 4:
-        return target - own
-    top = logits.topk(4, dim=1).values
-    return (target - own) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
-
-
-LOSSES: dict[str, Loss] = {"ce": cross_entropy, "dlr": dlr, "targeted": targeted_dlr}

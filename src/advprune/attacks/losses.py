@@ -1,4 +1,5 @@
-"""Losses that an attack raises: per sample, on logits `[N, K]` and labels `[N]`."""
+"""Losses that an attack raises: per sample, on logits `[N, K]` and labels `[N]`, or labels and
+targets `[N, 2]`."""
 
 from collections.abc import Callable
 
@@ -35,4 +36,21 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     return margin(logits, labels) / (top[:, 0] - top[:, 2] + 1e-12)
 
 
-LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
+def targeted_dlr(logits: Tensor, aim: Tensor) -> Tensor:
+    """`(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2)`, shape `[N]`, of labels and targets `[N, 2]`.
+
+    Croce and Hein (2020), section 4. Of fewer than four classes: the difference alone.
+    """
+    own, target = logits.gather(1, aim).unbind(1)
+    if logits.shape[1] < 4:
+        return target - own
+    top = logits.topk(4, dim=1).values
+    return (target - own) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+
+
+LOSSES: dict[str, Loss] = {
+    "ce": cross_entropy,
+    "margin": margin,
+    "dlr": dlr,
+    "targeted": targeted_dlr,
+}
