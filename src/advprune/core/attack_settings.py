@@ -76,8 +76,13 @@ class QueryAttack(Attack):
 class AttackSettings(GradientAttack):
     """One attack of the PGD engine (`advprune.attacks.pgd`).
 
-    momentum: share of the former direction that each step keeps; 0 is plain PGD. adam: steps are
-    Adam's on the gradient's sign.
+    restarts: starts, of which the result of highest loss is returned; images given to begin from
+    take the place of the first. keep: the `last` iterate (as published), or the `best`, of highest
+    loss. drop: return a sample's first misclassified iterate and work on it no more: much faster,
+    right where only accuracy counts. momentum: steps follow `v = momentum * v + g / mean|g|` (Dong
+    et al., Boosting Adversarial Attacks with Momentum, 2018); 0 is plain PGD. adam: steps are
+    Adam's on the gradient's sign, which without a random start begin at the darkest corner of the
+    Linf ball, as in the attack of Athalye et al. (2018) on SAP.
     """
 
     method: Literal["pgd"] = "pgd"
