@@ -61,10 +61,10 @@ class Method:
 
     settings: type[Attack]
     function: Function
-    gradients: bool | Collection[str]
-    searches: Collection[str]
-    distances: bool
-    starts: bool
+    gradients: bool | Collection[str] = True
+    searches: Collection[str] = ()
+    distances: bool = False
+    starts: bool = False
 
     @property
     def differentiates(self) -> bool:
@@ -75,16 +75,8 @@ class Method:
 _REGISTRY: dict[str, Method] = {}
 
 
-def method(
-    name: str,
-    settings: type[Attack],
-    *,
-    gradients: bool | Collection[str] = True,
-    searches: Collection[str] = (),
-    distances: bool = False,
-    starts: bool = False,
-) -> Callable[[Function], Function]:
-    """Register an attack under its `method` in params.yaml; the other arguments: see `Method`.
+def method(name: str, settings: type[Attack], **known: Any) -> Callable[[Function], Function]:
+    """Register an attack under its `method` in params.yaml; known: more fields of `Method`.
 
     The function of one with distances returns images and distances `[N]`, not images alone.
     """
@@ -96,8 +88,8 @@ def method(
             found, how.found["distance"] = function(model, images, labels, s, how)
             return stretched(found, images, how.found["distance"], s.eps)
 
-        run = within_budget if distances else function
-        _REGISTRY[name] = Method(settings, run, gradients, searches, distances, starts)
+        run = within_budget if known.get("distances") else function
+        _REGISTRY[name] = Method(settings, run, **known)
         return function
 
     return register
