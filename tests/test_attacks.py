@@ -61,13 +61,23 @@ def test_adam_on_the_gradients_sign_is_that_of_torch(network, digits):
         pgd(model, images, labels, 0.1, 0.01, 2, adam=True, momentum=0.5)
 
 
-def test_a_sample_does_not_depend_on_the_batch_it_is_in(network, digits):
-    """And progress counts every step of every image."""
-    done, options = list[int](), {"restarts": 2, "loss": "margin"}
-    whole = pgd(network, *digits, 0.2, 0.05, 3, batch=64, **options)
-    parts = pgd(network, *digits, 0.2, 0.05, 3, batch=7, progress=done.append, **options)
-    assert ((whole - parts).abs() > 1e-5).float().mean() < 0.01
-    assert sum(done) == 64 * 3 * 2
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("pgd", {"eps": 0.2, "step": 0.05, "steps": 3, "restarts": 2, "loss": "margin"}),
+        ("square", {"eps": 0.03, "queries": 12}),
+        ("square", {"eps": 0.5, "queries": 12, "norm": "L2"}),
+    ],
+)
+def test_a_sample_depends_on_the_seed_and_not_on_its_batch(network, digits, method, options):
+    """And progress counts every step of every image that PGD works on."""
+    done = list[int]()
+    whole, parts, other = (
+        attack(method, network, *digits, seed=seed, batch=batch, progress=done.append, **options)
+        for seed, batch in ((1, 64), (1, 7), (2, 64))
+    )
+    assert ((whole - parts).abs() > 1e-5).float().mean() < 0.01 and not torch.equal(whole, other)
+    assert method == "square" or sum(done) == 3 * 64 * 3 * 2
 
 
 def test_dropping_decided_samples_gives_the_same_verdict(network, digits):

@@ -72,21 +72,6 @@ def test_square_moves_on_the_corners_of_the_ball_within_the_pixel_range(network,
     assert (eps == 0) == torch.equal(adv, images)
 
 
-@pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.03), ("L2", 0.5)])
-def test_square_repeats_with_the_generator_and_does_not_depend_on_the_batch(digits, norm, eps):
-    model = perceptron()
-    images, labels = own_labels(model, digits[0])
-
-    def found(seed, batch=128):
-        options = {"queries": 30, "norm": norm, "batch": batch}
-        return square(model, images, labels, eps, generator=seeded(seed), **options)
-
-    first, again, other = map(found, (1, 1, 2))
-    assert torch.equal(first, again) and not torch.equal(first, other)
-    small = found(1, batch=7)
-    assert ((first - small).abs() > 1e-5).float().mean() < 0.01
-
-
 def test_square_repeats_on_a_randomized_model(digits):
     model = Noisy(perceptron(), 0.1)
     images, labels = own_labels(model.inner, digits[0][:8])
