@@ -54,8 +54,8 @@ class Evidence:
     def curve(self, name: str, column: str) -> list[tuple[float, pd.DataFrame]]:
         """The points of a curve in rising order."""
         found = self.records[self.records.attack == name].sort_values("index")
-        parts = found.groupby(found[column].astype(float), sort=True)
-        return [(float(str(value)), part.reset_index(drop=True)) for value, part in parts]
+        parts = dict(iter(found.groupby(found[column].astype(float), sort=True)))
+        return [(value, part.reset_index(drop=True)) for value, part in parts.items()]
 
     @property
     def is_blackbox(self) -> bool:

@@ -25,6 +25,7 @@ from advprune.core.ahead import ahead
 from advprune.core.attack_settings import Attack, AttackSettings, OtherAttack
 from advprune.core.device import device_of, salted
 from advprune.core.profile import FROZEN
+from advprune.core.resume import Parts
 from advprune.evaluate.craft import Crafted, craft, rows
 from advprune.evaluate.honesty import slope_errors
 from advprune.evaluate.measures import right
@@ -83,21 +84,22 @@ def by_answers(main: AttackSettings) -> dict[str, OtherAttack]:
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """A model that is asked, on float images `[N, C, H, W]` and labels, around its main attack."""
+    """A model that is asked, on float images `[N, C, H, W]` and labels, around its main attack.
+    parts: where finished probes are kept."""
 
     model: nn.Module
     images: Tensor
     labels: Tensor
     main: AttackSettings
     work: Work
+    parts: Parts | None = None
 
     def all(self, suite: Mapping[str, Attack], white: pd.DataFrame) -> pd.DataFrame:
         """The records of all probes (core.profile.PROBES).
 
         suite: the attacks that the model went through. white: the worst of those by gradient, image
         by image; probes for what they have missed work on images that are right there. Attacks by
-        answers alone are run where the gradient is wrong or passes straight through steps. Finished
-        probes are kept in `work.parts`.
+        answers alone are run where the gradient is wrong or passes straight through steps.
         """
         main, randomized = self.main, is_randomized(self.model)
         everything = torch.arange(len(self.images))
@@ -135,9 +137,9 @@ class Probe:
 
     def made(self, jobs: Mapping[str, Callable[[], pd.DataFrame]]) -> list[pd.DataFrame]:
         """The records of each job, in order; those that were finished before are read back."""
-        if self.work.parts is None:
+        if self.parts is None:
             return [make() for make in jobs.values()]
-        kept = [partial(self.work.parts.frame, name, make) for name, make in jobs.items()]
+        kept = [partial(self.parts.frame, name, make) for name, make in jobs.items()]
         if not isinstance(self.model, Target):  # another runtime may not survive a fork
             ahead("probes", kept[::-1])  # the longest comes last
         return [read() for read in kept]
@@ -146,7 +148,7 @@ class Probe:
         """The records of an attack on the images of these numbers; by a seed of the probe's own,
         so that it starts elsewhere than the suite."""
         pair = self.images[numbers], self.labels[numbers]
-        seeded = replace(self.work, seed=salted(self.work.seed, name) % 2**31, parts=None)
+        seeded = replace(self.work, seed=salted(self.work.seed, name) % 2**31)
         return self._rows(name, craft(self.model, *pair, setting, seeded), numbers)
 
     def _rows(self, name: str, crafted: Crafted, numbers: Tensor) -> pd.DataFrame:

@@ -14,7 +14,6 @@ from advprune.attacks.cost import Cost
 from advprune.attacks.engine import by_batch
 from advprune.attacks.losses import margin
 from advprune.core.device import device_of, full_precision, salted
-from advprune.core.resume import Parts
 from advprune.models.border import admitted, check_images, refuse
 from advprune.models.stochastic import drawn_logits, is_randomized
 
@@ -26,16 +25,14 @@ class Work:
     """How a model is attacked and asked.
 
     draws: of a randomized model for scoring, from `seed`; its mean logits count, or where `average`
-    is "probabilities" its mean softmax. A deterministic model is asked once. parts: where a long
-    attack keeps its finished parts. clean: the answers to the clean images (`answers`), where they
-    are known. parent: what the model was made from, for attacks through its gradients. start:
-    images `[N, C, H, W]` that APGD begins from.
+    is "probabilities" its mean softmax. A deterministic model is asked once. clean: the answers to
+    the clean images (`answers`), where they are known. parent: what the model was made from, for
+    attacks through its gradients. start: images `[N, C, H, W]` that APGD begins from.
     """
 
     seed: int = 0
     batch: int = 128
     draws: int = DRAWS
-    parts: Parts | None = None
     clean: dict[str, Any] | None = None
     parent: nn.Module | None = None
     start: Tensor | None = None

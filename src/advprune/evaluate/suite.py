@@ -47,7 +47,7 @@ class Suite:
     @property
     def work(self) -> Work:
         """How attacks are run and scored."""
-        how = self.seed, self.profile.batch, self.choice.score_draws, self.parts
+        how = self.seed, self.profile.batch, self.choice.score_draws
         return Work(*how, parent=self.parent)
 
     def attack(self, name: str, model: nn.Module) -> tuple[pd.DataFrame, dict[str, Tensor]]:
@@ -72,7 +72,8 @@ class Suite:
             ahead(f"{name}, attacks", [partial(follow, chain) for chain in chains])
         found = {attack: run(attack, setting) for attack, setting in attacks.items()}
         suite = pd.concat([table for _, table in found.values()], ignore_index=True)
-        probe = Probe(model, self.images, self.labels, main, replace(self.work, clean=clean))
+        asked = main, replace(self.work, clean=clean), self.parts
+        probe = Probe(model, self.images, self.labels, *asked)
         probed = probe.all(attacks, white_box(suite, self.choice.main))
         drawn = zip(curves, parts, strict=True)
         tables = [run(part, setting)[1].assign(attack=curve) for (curve, setting), part in drawn]

@@ -41,7 +41,9 @@ def transfer_records(
 
     columns = [*SOURCE, "index", "label", "clean_pred", *ANSWERS, "linf", "l2"]
     known = replace(work, clean=answers("clean", target, images, labels, work))
-    tables = [pd.DataFrame(columns=columns)] * (not crafted)  # a run of one model
+    if not crafted:  # a run of one model
+        return pd.DataFrame(columns=columns)
+    tables = []
     for key, pixels in crafted.items():
         whose = dict(zip(SOURCE, key, strict=True))
         tables.append(scored(target, images, pixels / 255, labels, whose, known)[columns])

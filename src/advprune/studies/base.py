@@ -51,7 +51,7 @@ class Given:
     def work(self) -> Work:
         """How attacks are run and scored."""
         params = self.params
-        return Work(params.seed, self.profile.batch, params.attack.score_draws, self.parts)
+        return Work(params.seed, self.profile.batch, params.attack.score_draws)
 
     @cached_property
     def train(self) -> Pair:

@@ -117,7 +117,7 @@ def seeds(settings: SeedsSettings, given: Given) -> Tables:
 
         def records() -> pd.DataFrame:
             model, facts, _ = made()
-            work = replace(given.work, seed=seed, parts=None)
+            work = replace(given.work, seed=seed)
             table = attacked(name, model.to(given.device), given.test, attacks, work)
             if settings.transfer and point != DENSE:
                 sent = {(DENSE, FROM_DENSE + main): images_of(seed)}
@@ -135,7 +135,7 @@ def seeds(settings: SeedsSettings, given: Given) -> Tables:
     @cache
     def images_of(seed: int) -> torch.Tensor:
         """The main attack's images of the dense network of a seed, uint8 `[N, C, H, W]`."""
-        work = replace(given.work, seed=seed, parts=None)
+        work = replace(given.work, seed=seed)
         return craft(dense[seed]()[0].to(given.device), *given.test, attacks[main], work).pixels
 
     numbers = range(own, own + settings.seeds if settings.points else own)
