@@ -17,7 +17,7 @@ SIX, NINE = ({"method": "pgd", "epochs": epochs, "steps": 3} for epochs in (6, 9
 LWM = {"family": "LWM", "setting": {"sparsity": 0.95, "finetune": NINE}}
 HYDRA = {"family": "HYDRA", "setting": {"sparsity": 0.95, "finetune": SIX}}
 MASK = {"family": "HYDRA", "setting": {"sparsity": 0.95, "scores": NINE | {"steps": 4}}}
-SQUARE = {"method": "square", "queries": 300}
+NEAR = {"method": "square", "queries": 300, "within": "2*eps"}
 
 
 def loaded(*changes):
@@ -152,11 +152,7 @@ def test_a_profile_overrides_key_by_key():
         ("studies/x", {"study": "fit", "of": "seed1"}, ["studies.x.study: there is no kind 'fit'"]),
         ("studies/sweep/points/E", [1e-3, -2], ["studies.sweep.points.E.1: threshold", "-2"]),
         ("studies/compression/points/random", [0.5], ["points.random.0: compression", "0.5"]),
-        (
-            "studies/seeds/points",
-            {"L": LWM | {"setting": 1.5}},
-            ["seeds.points.L: sparsity", "1.5"],
-        ),
+        ("studies/seeds/points", {"L": LWM | {"setting": 1.5}}, ["points.L: sparsity", "1.5"]),
         ("studies/seeds/points/BNN", {"family": "BNN", "setting": {"channels": "grown"}}, ["BNN"]),
         # comparisons that could never be significant, with the number that could
         ("profiles/digits/flips", {"seeds": 3}, ["seeds: with 3 batches none of 2", "5 batches"]),
@@ -171,40 +167,28 @@ def test_a_profile_overrides_key_by_key():
         ("attacks/field/step", "eps/0", ["attacks.field.step", "eps/0"]),
         ("attacks/x", {"method": "fab"}, ["attacks.x.method: there is no attack 'fab'; known: a"]),
         ("attacks/square/steps", 5, ["attacks.square: steps", "not permitted"]),
-        ("attacks/apgd_t/eps", "eps/2", ["apgd_t.after", "apgd_ce has another budget"]),
-        ("attacks/apgd_t/after", "apgd", ["apgd_t.after: 'apgd' is not among the attacks (fi"]),
-        (
-            "attacks/eot/after",
-            "apgd_ce",
-            ["eot.after: apgd_ce is not run there; add it to suite.r"],
-        ),
-        ("attacks/square/after", "autoattack", ["square.after: autoattack has only some images"]),
-        ("attacks/momentum/after", "field", ["momentum.after: table and transfer take every"]),
-        (
-            "attacks/x",
-            {"after": "apgd_t", "within": "2*eps"} | SQUARE,
-            ["attacks.x.within: apgd_t finds no distances"],
-        ),
-        (
-            "attacks/x",
-            {"after": "distance", "within": "2*eps"} | SQUARE,
-            ["attacks.x.within: of method apgd alone"],
-        ),
-        ("attacks/distance/after", "apgd_ce", ["attacks.distance.after: minimum_norm finds a dis"]),
+        ("attacks/apgd_t/eps", "eps/2", ["apgd_t.after", "of the same budget"]),
+        ("attacks/apgd_t/after", "apgd", ["apgd_t.after: name another attack (fi"]),
+        ("attacks/eot/after", "apgd_ce", ["eot.after: name apgd_ce before eot in suite.r"]),
+        ("attacks/square/after", "autoattack", ["square.after: name another", "on every image"]),
+        ("attacks/momentum/after", "field", ["momentum.after", "table and transfer take every"]),
+        ("attacks/apgd_near/after", "apgd_ce", ["near.within", "after a search for distances"]),
+        ("attacks/x", {"after": "distance"} | NEAR, ["attacks.x.within: of method apgd alone"]),
+        ("attacks/distance/after", "apgd_ce", ["distance.after: searches for distances"]),
         (
             "attacks/x",
             {"method": "hopskipjump", "after": "apgd_ce"},
-            ["attacks.x.after: hopskipjump finds a distance for every image; leave after out"],
+            ["x.after: searches for distances", "leave after out"],
         ),
-        ("attacks/apgd_ce/within", "2*eps", ["apgd_ce.within: name the search for distances"]),
-        ("attacks/apgd_near/within", "eps", ["apgd_near.within: what lies within the budget is"]),
-        ("attacks/apgd_near/after", "apgd_near", ["apgd_near.after: this is the attack itself"]),
+        ("attacks/apgd_ce/within", "2*eps", ["apgd_ce.after: name another attack"]),
+        ("attacks/apgd_near/within", "eps", ["apgd_near.within", "with more than the budget"]),
+        ("attacks/apgd_near/after", "apgd_near", ["apgd_near.after: name another attack"]),
+        ("suite/binary", ["apgd_ce", "apgd_near"], ["apgd_near.within", "without that search"]),
         (
-            "suite/binary",
-            ["apgd_ce", "apgd_near"],
-            ["suite.binary: name distance before apgd_near"],
+            "profiles/digits/suite/randomized",
+            ["distance", "apgd_near"],
+            ["apgd_near.within", "of random models"],
         ),
-        ("profiles/digits/suite/randomized", ["distance", "apgd_near"], ["take apgd_near out"]),
         ("studies/seeds/attacks", ["apgd_near"], ["studies.seeds.attacks: apgd_near begins"]),
         ("studies/seeds/attacks", ["far"], ["studies.seeds.attacks: 'far' is not among field"]),
         ("studies/seeds/of", "E-robust", ["studies.seeds.of: E-robust is no dense network"]),

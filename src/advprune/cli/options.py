@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import typer
 
 from advprune.core.errors import UserError
+from advprune.core.fit import Fit
 from advprune.core.networks import LIBRARY, is_factory
+from advprune.core.params import load
 from advprune.core.settings import parse, yaml_of
 
 if TYPE_CHECKING:
     import torch
 
-    from advprune.core.fit import Fit
     from advprune.models.benchmarks import Recognized
     from advprune.models.preprocessing import Preprocessing
     from advprune.models.spec import ModelSpec
@@ -27,10 +28,8 @@ def completed(choose: Callable[[Any], Iterable[str]]) -> Callable[[str], list[st
     """Completion of names that `choose` finds in params.yaml; silent where there is none."""
 
     def names(incomplete: str) -> list[str]:
-        from advprune.core import params
-
         try:
-            return [name for name in choose(params.load()) if name.startswith(incomplete)]
+            return [name for name in choose(load()) if name.startswith(incomplete)]
         except UserError:
             return []
 
@@ -187,10 +186,8 @@ class Network(Known):
         int | None, typer.Option(min=1, help="Cut out the middle square of this side.")
     ] = None
 
-    def fit(self, own: "Preprocessing | None" = None) -> "Fit | None":
+    def fit(self, own: "Preprocessing | None" = None) -> Fit | None:
         """How pictures become images, where that is given here; interpolated as in training."""
-        from advprune.core.fit import Fit
-
         if self.resize is None and self.crop is None:
             return None
         way = (own.fit if own and own.fit else Fit()).interpolation

@@ -10,15 +10,16 @@ import typer
 
 from advprune.cli.options import Network, ProfileOption
 from advprune.core.errors import UserError
+from advprune.core.fit import Fit
 from advprune.core.networks import is_factory, is_library
+from advprune.core.params import FILE, Params, load
+from advprune.core.profile import Profile
 from advprune.core.settings import parse
+from advprune.core.train_settings import ModelSettings
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from advprune.core.fit import Fit
-    from advprune.core.params import Params, Profile
-    from advprune.core.train_settings import ModelSettings
     from advprune.data import Split
 
 UNKNOWN = Network()
@@ -53,8 +54,6 @@ class Images:
     def place(self, known: Network, part: str = "test") -> "Repository":
         """The pictures of --data (of its sub-folder `part`, test or train, if there are such), else
         the project that this folder is; UserError where an option goes with the other."""
-        from advprune.core.params import FILE
-
         if self.data is not None:
             if self.profile is not None:
                 raise UserError("give either --data or --profile")
@@ -96,19 +95,17 @@ class Attacked(Images):
 class Repository:
     """The current folder, seen with the settings of one profile."""
 
-    params: "Params"
-    model: "ModelSettings"  # of networks whose file does not say
+    params: Params
+    model: ModelSettings  # of networks whose file does not say
 
     def __init__(self, profile: str | None) -> None:
         """Read params.yaml; UserError where it is missing or wrong."""
-        from advprune.core.params import load
-
         self.params = load(profile=profile)
         self.model = self.params.active().model
-        self._made: dict[str, Split] = {}  # where no prepared images are there
+        self._splits: dict[str, Split] = {}
 
     @property
-    def profile(self) -> "Profile":
+    def profile(self) -> Profile:
         """The active profile's settings."""
         return self.params.active()
 
@@ -122,20 +119,21 @@ class Repository:
         from advprune.data import prepare, read_split
         from advprune.data.sources import key_of
 
-        path = self.place("data", f"{name}.safetensors")
-        if path.is_file():
-            split = read_split(path)
-            if split.made == key_of(self.profile.data, self.params.seed):
-                return split
-        self._made = self._made or prepare(self.profile.data, self.params.seed)
-        return self._made[name]
+        if name not in self._splits:
+            path = self.place("data", f"{name}.safetensors")
+            split = read_split(path) if path.is_file() else None
+            if split and split.made == key_of(self.profile.data, self.params.seed):
+                self._splits[name] = split
+            else:
+                self._splits |= prepare(self.profile.data, self.params.seed)
+        return self._splits[name]
 
     def sizes(self) -> dict[str, int]:
         """Channels and classes of the images."""
         images = self.split("test")
         return {"channels": images.shape[0], "classes": len(images.classes)}
 
-    def show(self, fit: "Fit | None", channels: int | None = None) -> None:
+    def show(self, fit: Fit | None, channels: int | None = None) -> None:
         """Show pictures as a network takes them; a profile's images are as they were prepared."""
 
     def has(self, count: int) -> str:
@@ -202,7 +200,6 @@ class Pictures(Repository):
 
     def __init__(self, known: Network, given: Images, part: str = "test") -> None:
         """Look at the first of the pictures that are `given`; of the part `train` all are read."""
-        from advprune.core.train_settings import ModelSettings
         from advprune.data.given import read_given, read_names
         from advprune.defaults import defaults
 
@@ -220,14 +217,14 @@ class Pictures(Repository):
         self.settings = partial(defaults, *budget, queries=said.get("queries"))
 
     @cached_property
-    def params(self) -> "Params":  # type: ignore[override]
+    def params(self) -> Params:  # type: ignore[override]
         """Those that come with the package, for images of this size."""
         return self.settings(self._images.shape)
 
     def sizes(self) -> dict[str, int]:
         return {"channels": self.channels, "classes": self.classes}
 
-    def show(self, fit: "Fit | None", channels: int | None = None) -> None:
+    def show(self, fit: Fit | None, channels: int | None = None) -> None:
         """Grey ones in colour to a network of colour images, all at its size; UserError where that
         is another than that of the network before."""
         if self.channels == 1 and channels == COLOUR:

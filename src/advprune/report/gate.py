@@ -212,7 +212,9 @@ def _row(name: str, old: ModelResult | None, new: ModelResult | None) -> Row:
     first, second = new.rate, old.rate
     p = float(fisher_exact([[one.hits, one.n - one.hits] for one in (second, first)]).pvalue)
     risen = (first.value or 0.0) - (second.value or 0.0)
-    test = Comparison(first, second, 0, 0, p=p, direction=risen, bounds=bounds)
+    test = Compared(
+        p=p, direction=risen, difference=risen, ends_at=lambda _: (-1.0, 1.0), bounds=bounds
+    )
     return Row(name, old, new, {"robust": test})
 
 
