@@ -141,15 +141,14 @@ class Claim(Settings):
         if reads is None:
             raise ValueError(f"no metric {name!r}; known: {', '.join(READS)}")
         if self.study not in (None, *reads.studies):
-            known = " or ".join(reads.studies)
-            allowed = f"takes study: {known}, or none" if known else "is of the leaderboard alone"
-            raise ValueError(f"study: {self.study}: metric {name} {allowed}")
+            known = " or ".join([*reads.studies, "none"])
+            raise ValueError(f"study: {self.study}: metric {name} takes {known}")
         given = {
             key for key in OPTIONS if getattr(self, key) != type(self).model_fields[key].default
         }
-        for key in sorted(given - {*(() if self.study == "seeds" else reads.keys)}):
-            over = " over seeds" if self.study == "seeds" and key in reads.keys else ""
-            raise ValueError(f"{key}: metric {name} does not read it{over}; leave it out")
+        if unread := sorted(given - {*(() if self.study == "seeds" else reads.keys)}):
+            where = f" of study {self.study}" if self.study else ""
+            raise ValueError(f"{unread[0]}: metric {name}{where} does not read it; leave it out")
         if self.eps is not None and not parse_fraction(relative(self.eps, 1.0)) > 0:
             raise ValueError("eps: write a budget such as eps/8 or 8/255")
         if self.model == self.control and not (reads.alone and (given or not reads.keys)):
