@@ -475,7 +475,7 @@ def written(folder, text):
         (
             "attacked",
             "transfer, study: seeds, attack: x",
-            "attack: metric transfer of study seeds does not",
+            "attack: metric transfer of study seeds",
         ),
         ("attacked", "attacked, eps: abc", "a: .*write a number or a fraction such as 8/255"),
         ("attacked", "attacked, eps: 0/255", "a: eps: write a budget such as eps/8"),
