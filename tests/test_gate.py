@@ -134,7 +134,6 @@ def test_rows_that_are_gone_or_new_are_named_in_a_stable_order():
     assert judge(before, after).failures == ["Z is no longer there (--allow Z)."]
     found = judge(before, after, Rules(allow=["Z"]), order=["C", "B", "missing"])
     assert [one.name for one in found.rows] == ["C", "B", "A", "Z"] and found.passed
-    assert found.warnings[:2] == ["No longer there: Z.", "New: A."]
     text = page(found, "Gate")
     assert text.startswith("## Gate: passed\n") and "| gone |" in text and "| new " in text
 
@@ -353,7 +352,7 @@ def test_a_harmless_branch_passes_and_one_against_no_results(repository, run):
     git(Path(), "rm", "-rqf", "--cached", "reports")
     git(Path(), "commit", "-q", "-m", "no results")
     status, out, _ = run("gate", "--base", "empty")
-    assert status == 0 and "- New: dense-standard, A-standard and B-standard." in out
+    assert status == 0 and out.count("| new ") == 3
 
 
 def test_a_harmful_branch_fails(repository, run):

@@ -207,7 +207,7 @@ set(fields[found.filters.indexOf("bits")], "=8"); found.bits = read("bits");
 found.told = document.querySelector(".filters output").value;
 set(fields[found.filters.indexOf("bits")], "");
 
-// plots: each is drawn where the reader comes to it
+// plots: one is drawn where the reader comes to it, all of them for paper
 const places = [...document.querySelectorAll("[data-plot]")];
 const painted = (place) => deep(place).filter((one) => one.tagName === "CANVAS").some((canvas) =>
   canvas.width > 0 && new Uint32Array(canvas.getContext("2d").getImageData(
@@ -218,17 +218,10 @@ const open = places.filter((place) => !place.closest("details:not([open])"));
 open.at(-1).scrollIntoView();
 for (let i = 0; i < 100 && !painted(open.at(-1)); i++) await sleep(50);
 found.come = open.map(painted);
-const visit = async (chosen) => {
-  for (const place of chosen) {
-    place.scrollIntoView();
-    for (let i = 0; i < 100 && !painted(place); i++) await sleep(50);
-  }
-  await sleep(300);
-};
-await visit(open);
+dispatchEvent(new Event("beforeprint"));
+for (let i = 0; i < 100 && !places.every(painted); i++) await sleep(50);
+await sleep(300);
 found.grown = document.documentElement.scrollHeight - found.tall;
-places.forEach((place) => place.closest("details")?.setAttribute("open", ""));
-await visit(places);
 found.plots = Object.fromEntries(places.map((place) => [place.dataset.plot, painted(place)]));
 
 // legend

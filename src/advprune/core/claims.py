@@ -22,11 +22,9 @@ FILE = "claims.yaml"
 
 
 class Reads(NamedTuple):
-    """What a metric reads of a claim (`report.claim_metrics`).
-
-    studies: whose models or points it compares, besides models of the leaderboard. keys: of a
-    claim that is not over seeds. alone: whether a model may be its own control.
-    """
+    """What a metric of `report.claim_metrics` reads. studies: whose models or points it compares,
+    besides the leaderboard's. keys: of a claim that is not over seeds. alone: whether a model may
+    be its own control."""
 
     studies: tuple[str, ...] = ()
     keys: tuple[str, ...] = ()
@@ -51,12 +49,9 @@ Amount = Annotated[float, BeforeValidator(parse_fraction), Field(gt=0)]
 
 
 class Regime(Settings):
-    """Where a claim was made, in words, and the least that a run must have to refute it.
-
-    data: sources of data. networks: architectures; empty: any. width: of resnet18 and resnet20.
-    epochs: of the last training on the way to the model, all phases together. n: test images.
-    seeds: trainings.
-    """
+    """Where a claim was made, in words, and the least that a run must have to refute it. networks:
+    architectures; empty: any. epochs: of the last training on the way to the model, all phases
+    together. n: test images. seeds: trainings."""
 
     published: str
     data: tuple[str, ...]
@@ -76,13 +71,10 @@ class Regime(Settings):
 
 
 class Criteria(Settings):
-    """What must hold of the model before anything is concluded about its method.
-
-    changed: least share of the weights that the method changes, in the order of what is published.
-    kernel_distance: most, at the end of a search for tickets. larger_than: a model of fewer
-    parameters. clean_loss: most clean accuracy lost against its dense network, in the
-    place of the guard that calls no model of lower clean accuracy more robust.
-    """
+    """What must hold of the model before anything is concluded about its method. changed: least
+    share of the weights that it changes. kernel_distance: most, at the end of a search for tickets.
+    larger_than: a model of fewer parameters. clean_loss: most clean accuracy lost against its dense
+    network, in place of the guard that calls no model of lower clean accuracy more robust."""
 
     changed: float | None = Field(default=None, gt=0, le=1)
     kernel_distance: float | None = Field(default=None, gt=0)
@@ -93,13 +85,12 @@ class Criteria(Settings):
 class Claim(Settings):
     """A published sentence and its test.
 
-    paper, source: of the claim; where: the place in it. claim: the sentence in our words.
-    published: its figures. metric: a key of `READS`. model, control: of the
-    leaderboard, or of a study of the kind `study`. expect: how the model compares with the control.
-    effect: the least difference that counts, of higher and lower; margin: the most that is none, of
-    equal and no higher (accuracy as a fraction, distance in pixels, flips in bits). attack, eps,
-    matched, factor, variant: see the metrics. params: a file of settings that declares what the
-    claim needs; run: the command, where no such file does.
+    where: the place in the source. claim: the sentence in our words, published: its figures.
+    metric: a key of `READS`; attack, eps, matched, factor, variant: see there. model, control: of
+    the leaderboard or of a study. expect: how they compare. effect: the least difference that
+    counts, of higher and lower; margin: the most that is none, of equal and no higher (accuracy as
+    a fraction, distance in pixels, flips in bits). params: a file of settings that declares what
+    the claim needs; run: the command, where no such file does.
     """
 
     id: ModelName
@@ -150,15 +141,14 @@ class Claim(Settings):
         if reads is None:
             raise ValueError(f"no metric {name!r}; known: {', '.join(READS)}")
         if self.study not in (None, *reads.studies):
-            known = " or ".join(reads.studies)
-            allowed = f"takes study: {known}, or none" if known else "is of the leaderboard alone"
-            raise ValueError(f"study: {self.study}: metric {name} {allowed}")
+            known = " or ".join([*reads.studies, "none"])
+            raise ValueError(f"study: {self.study}: metric {name} takes {known}")
         given = {
             key for key in OPTIONS if getattr(self, key) != type(self).model_fields[key].default
         }
-        for key in sorted(given - {*(() if self.study == "seeds" else reads.keys)}):
-            over = " over seeds" if self.study == "seeds" and key in reads.keys else ""
-            raise ValueError(f"{key}: metric {name} does not read it{over}; leave it out")
+        if unread := sorted(given - {*(() if self.study == "seeds" else reads.keys)}):
+            where = f" of study {self.study}" if self.study else ""
+            raise ValueError(f"{unread[0]}: metric {name}{where} does not read it; leave it out")
         if self.eps is not None and not parse_fraction(relative(self.eps, 1.0)) > 0:
             raise ValueError("eps: write a budget such as eps/8 or 8/255")
         if self.model == self.control and not (reads.alone and (given or not reads.keys)):

@@ -184,18 +184,12 @@ def judge(
     failures += [f"{name} is what --allow takes for a change of all models." for name in words]
     changes = _changes(rows, before, after)
     failures += [f"{what} (--allow {kind})." for kind, what in changes if kind not in rules.allow]
-    named_by = {
-        "No longer there": [row for row in rows if row.after is None],
-        "New": [row for row in rows if row.before is None],
-        "Lower than an upper bound, no fall": [
-            row for row in rows if any(row.changed(one, -1, rules.alpha, True) for one in TESTS)
-        ],
-    }
-    warnings = [
-        f"{what}: {listed([quoted(row.name) for row in own])}."
-        for what, own in named_by.items()
-        if own
+    fallen = [
+        quoted(row.name)
+        for row in rows
+        if any(row.changed(kind, -1, rules.alpha, by_bound=True) for kind in TESTS)
     ]
+    warnings = [f"Lower than an upper bound, no fall: {listed(fallen)}."] * bool(fallen)
     if any(row.is_unpaired for row in rows):
         warnings += [f"{UNPAIRED} Tested as two counts, which detects large differences only."]
     return Gate(rows, rules.alpha, failures, warnings, norm)

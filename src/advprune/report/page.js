@@ -97,11 +97,12 @@
       .forEach((renderer) => { renderer.muted = muted; });
   }));
 
-  // A plot is drawn when the reader comes near it.
+  // A plot is drawn when the reader comes near it, or prints the page.
   const places = all("[data-plot]");
   const watch = new IntersectionObserver((entries) => {
     const near = entries.filter((entry) => entry.isIntersecting).map((entry) => entry.target);
     near.forEach((place) => { watch.unobserve(place); draw(place); });
   }, {rootMargin: "600px"});
   places.forEach((place) => watch.observe(place));
+  addEventListener("beforeprint", () => places.forEach(draw));
 })();

@@ -61,11 +61,10 @@ def read_run(params: Params, folder: Path = Path()) -> Run:
     }
     absent = [Absent("model", name, stage) for name, stage in lost.items()]
     transfers, studies = read_transfers(records / "transfer.parquet"), dict[str, pd.DataFrame]()
-    if transfers:
-        lacking = [one for one in (*names, *params.attackers()) if one not in transfers]
-    else:  # of a single network there is none
-        lacking = [""] if len(places) + len(params.attackers()) > 1 else []
-    absent += [Absent("transfer", name, "transfer") for name in lacking]
+    targets = [*names, *params.attackers()] if transfers else [""]  # one line for all
+    if transfers or len(places) + len(params.attackers()) > 1:  # of a single network there is none
+        lacking = [name for name in targets if name not in transfers]
+        absent += [Absent("transfer", name, "transfer") for name in lacking]
     for name, study in params.studies.items():
         path = records / name / "records.parquet"
         if there := study.of not in lost and path.exists():
@@ -98,8 +97,9 @@ def read_run(params: Params, folder: Path = Path()) -> Run:
 
 def read_transfers(path: Path) -> dict[str, Transfers]:
     """The records of models on others' images, by target; none where there is no such file."""
-    found = dict[str, Transfers]()
-    if path.exists() and len(table := _frame(path, *COLUMNS["transfer"])):
+    table, found = _frame(path) if path.exists() else pd.DataFrame(), dict[str, Transfers]()
+    if len(table):  # of a single network there is none
+        _check(table, path, *COLUMNS["transfer"])
         for (target, *source), part in table.groupby(["target", "source", "attack"], sort=False):
             found.setdefault(str(target), {})[str(source[0]), str(source[1])] = in_order(part)
     return found

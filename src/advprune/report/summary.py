@@ -25,16 +25,15 @@ def summary(run: Run) -> list[str]:
 
 def scope(run: Run) -> str:
     """How much of what the settings declare has been run."""
-    if not run.absent:
-        return ""
     lost = Counter(one.kind for one in run.absent)
-    models, studies = len(run.params.leaderboard()), len(run.params.studies)
-    parts = [f"{models - lost['model']} of {counted(models, 'model')}"]
-    if studies:
-        parts.append(f"{studies - lost['study']} of {counted(studies, 'study', 'studies')}")
-    bare = [one.name for one in run.absent if one.kind == "transfer"]
-    how = "" if not bare else f", {'some models' if all(bare) else 'all'} without transfer attacks"
-    return f"Partial run: {listed(parts)}{how}. What is missing is listed under “Not run”."
+    shares = {
+        "models": (len(run.params.leaderboard()), lost["model"]),
+        "studies": (len(run.params.studies), lost["study"]),
+    }
+    parts = [f"{n - without} of {n} {what}" for what, (n, without) in shares.items() if n]
+    bare = ", some without transfer attacks" * (lost["transfer"] > 0)
+    told = f"Partial run: {listed(parts)}{bare}. What is missing is listed under “Not run”."
+    return told if run.absent else ""
 
 
 def effect(run: Run) -> str:

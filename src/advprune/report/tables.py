@@ -27,8 +27,8 @@ ZERO = "A misclassified image has distance 0, so a gain in clean accuracy is als
 def explained(tests: str) -> str:
     """The sentence below a table of comparisons: which tests were corrected together."""
     return (
-        f"Intervals (95 %) and p-values are corrected for {tests} (Holm); detectable is the "
-        "smallest difference that would be found with 80 % power."
+        f"Intervals (95 %), p and the smallest detectable difference (80 % power) hold for {tests} "
+        "together (Holm)."
     )
 
 

@@ -64,8 +64,9 @@ def claims(run: Run) -> Parts:
     yield Part(
         "Published claims",
         f"{counted(len(found), 'claim')}: {', '.join(counts)}. Each compares a model with its "
-        f"control. {explained(f'all {tests} tested claims')} Refuted: the interval excludes the "
-        "claim, in its regime (the least that a run needs; "
+        f"control. {explained(f'all {tests} tested claims')} Threshold: the least difference that "
+        "supports the claim, or the most that is none. Refuted: the interval excludes the claim, "
+        "in its regime (the least that a run needs; "
         f"{reached} of {tests} tests meet it) and with the method's own criteria met. A command "
         "replaces this report; git checkout reports metrics brings it back.",
         outcomes(run).drop(columns="id"),
