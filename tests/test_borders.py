@@ -267,13 +267,9 @@ def test_a_model_in_training_mode_is_scored_in_evaluation_mode(network, digits):
     assert all(torch.equal(before[name], t) for name, t in training.state_dict().items())
 
 
-@pytest.mark.parametrize("change", [nn.Module.train, nn.utils.spectral_norm], ids=["train", "norm"])
-@pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_the_longer_checks_of_a_model_are_made_once(change, digits, monkeypatch):
-    """Of a model in training mode, or of derived weights, they were made at every call: what they
-    had been made of was a copy."""
-    model, made = flat(), []
-    change(model if change is nn.Module.train else model[1])
+def test_the_longer_checks_of_a_model_are_made_once(digits, monkeypatch):
+    """Of a model in training mode, too, of which a copy is checked."""
+    model, made = flat().train(), []
     monkeypatch.setattr("advprune.models.border.kept_by", lambda one: made.append(one) or {})
     copied = admitted("it", model, digits[0])
     assert copied is not model and len(made) == 2  # before its passes and after
@@ -341,6 +337,7 @@ LOST = {
         lambda net: setattr(net[3], "weight", nn.Parameter(net[1].weight.detach()[:10])),
         r"1\.weight and 3\.weight are one tensor",
     ),
+    "tied": (lambda net: setattr(net[1], "again", net[1].weight), "1.again are one tensor"),
     "lock": (
         lambda net: setattr(net, "lock", threading.Lock()),
         "the model cannot be copied: cannot pickle",
@@ -424,14 +421,6 @@ def test_layers_stand_behind_every_activation_or_none(digits):
         prune("SAP", shared_relu(lambda: next(acts)), 1.0)
     with pytest.raises(UserError, match=r"at 1 of 2 activations: relu is called"):
         prune("SAP", Functional().eval(), 1.0, digits)
-
-
-def test_tied_weights_are_attacked_but_not_compressed(digits):
-    model = nn.Sequential(nn.Flatten(), *(nn.Linear(64, 64) for _ in range(2)), nn.Linear(64, 10))
-    model[2].weight = model[1].weight
-    pgd(model.eval(), *digits, 0.1, 0.02, 1)
-    with pytest.raises(UserError, match=r"1\.weight and 2\.weight are one tensor"):
-        prune("magnitude_global", model, 2.0)
 
 
 REPARAMETRIZED = {

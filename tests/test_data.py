@@ -356,15 +356,6 @@ def test_tar_equals_its_folder_in_any_member_order(tmp_path, mode, leading):
     assert read["test"].source == f"image folder pets.tar (sha256 {digest})"
 
 
-def test_classes_sort_by_name_and_not_by_joined_path(tmp_path):
-    """`a-b/x` sorts before `a/x` as text, although `a` sorts before `a-b`."""
-    kinds = {"a": png((1, 1, 1)), "a-b": png((2, 2, 2))}
-    files = {f"train/{kind}/{i}.png": kinds[kind] for kind in kinds for i in range(4)}
-    train = prepare("imagefolder", write(tmp_path, files))["train"]
-    assert train.classes == ("a", "a-b")
-    assert (train.images[:, 0, 0, 0] == train.labels + 1).all()
-
-
 def test_gray_stays_one_channel_only_if_all_are_gray(tmp_path):
     gray = {f"train/{kind}/{i}.png": png(i * 9, mode="L") for kind in "ab" for i in range(4)}
     gray["train/a/bit.png"] = png(1, mode="1")
@@ -436,7 +427,6 @@ def test_bad_content_is_named(tmp_path, name):
     ("extra", "words"),
     [
         ("test/cow/1.png", "class 'cow' of test/ is not among those of train/"),
-        ("train/cow/notes.txt", "'train/cow' holds no PNG or JPEG"),
         ("train/emu/1.png", "'emu' has 1 image.* at least 2"),
     ],
 )
@@ -444,15 +434,10 @@ def test_classes_without_pictures_to_learn_from_are_named(tmp_path, extra, words
     assert re.search(words, refused("imagefolder", write(tmp_path, animals() | {extra: PICTURE})))
 
 
-@pytest.mark.parametrize("empty", ["train", "train/cow", "test", "val", "test/cat"])
+@pytest.mark.parametrize("empty", ["train/cow", "test", "test/cat"])
 def test_empty_folders_are_named(tmp_path, empty):
-    (write(tmp_path, animals()) / empty).mkdir(parents=True, exist_ok=True)
-    if empty == "train":
-        for file in tmp_path.glob("train/*/*"):
-            file.unlink()
-        for folder in tmp_path.glob("train/*"):
-            folder.rmdir()
-    assert f"'{empty}'" in refused("imagefolder", tmp_path)
+    (write(tmp_path, animals()) / empty).mkdir(parents=True)
+    assert f"'{empty}' holds no PNG or JPEG" in refused("imagefolder", tmp_path)
 
 
 def test_roots_that_hold_no_image_folder(tmp_path):
@@ -470,9 +455,7 @@ def test_roots_that_hold_no_image_folder(tmp_path):
 
 
 def test_a_fraction_too_large_for_its_class_is_refused(tmp_path):
-    root = write(tmp_path / "pets", animals(2))
-    assert "test_fraction cannot" in refused("imagefolder", root, test_fraction=0.9)
-    write(root, animals(8) | {"train/emu/1.png": png((1, 2, 3)), "train/emu/2.png": png((1, 2, 3))})
+    root = write(tmp_path, animals(8) | {f"train/emu/{i}.png": PICTURE for i in (1, 2)})
     message = refused("imagefolder", root, test_fraction=0.9)  # 18 * 0.9 = 16: emu gives both
     assert "'emu'" in message and "test_fraction 0.9" in message
 

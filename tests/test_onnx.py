@@ -211,10 +211,10 @@ def answers_of(kind):
     [
         ("fails", r"OSError: no device \(test_onnx.py, line \d+\)$"),
         ("none", "it fails on images"),
-        ("one score", r"it answers \[7, 1\]"),
+        ("one score", r"it answers torch.float32 \[7, 1\] to 7 images; give finite scores"),
         ("text", "it fails on images"),
-        ("share", "no whole one"),
-        ("NaN", "NaN"),
+        ("share", r"\[7\] .* whole numbers \[N\], the labels"),
+        ("NaN", r"\[7, 3\] .* finite"),
         ("moody", "differently from call to call"),
     ],
 )

@@ -135,31 +135,39 @@ def audit(
         )
         spec = None
     faults += _faults(ordered, wanted, spec is not None)
-    counted = []  # what is learned, and what is named like that, with its zeros
-    for name, tensor in ordered.items():
-        if isinstance(wanted.get(name), nn.Parameter) or _ending(name) in ("weight", "bias"):
-            # As float64: the magnitude of the smallest int8 is no int8.
-            sizes = (tensor if tensor.is_complex() else tensor.double()).abs()
-            shape, zeros = tuple(tensor.shape), int((sizes <= tolerance).sum())
-            counted.append(Layer(name, shape, dtype_name(tensor), zeros, tensor.numel()))
+    counted = list(_counted(ordered, wanted, tolerance))
     if spec and network:
         prunable = (*WEIGHTED, *TRANSPOSED, QuantizedLayer)
         mapping = {f"{n}.weight" for n, m in network.named_modules() if isinstance(m, prunable)}
     else:
         mapping = {x.name for x in counted if _ending(x.name) == "weight" and len(x.shape) > 1}
     layers = tuple(x for x in counted if x.name in mapping)
-    notes = found.notes
-    kinds = [dtype_name(tensor) for tensor in ordered.values()]
-    if spec is None or spec.quantization is None:
-        for kind in sorted(set(kinds) - {"float32"}):
-            notes.append(f"type: {kinds.count(kind)} of {len(kinds)} tensors are {kind}")
+    notes = [*found.notes, *_notes(ordered, spec, source)]
+    source = source if spec else "none"
+    return Audit(spec, source, layers, found.tensors, *_sums(counted), tuple(faults), tuple(notes))
+
+
+def _notes(tensors: Tensors, spec: ModelSpec | None, source: str) -> Iterator[str]:
+    """What a reader should know and `fill` would accept."""
+    kinds = [dtype_name(tensor) for tensor in tensors.values()]
+    for kind in sorted(set(kinds) - {"float32"}):
+        if spec is None or spec.quantization is None:
+            yield f"type: {kinds.count(kind)} of {len(kinds)} tensors are {kind}"
     if spec and source == "inferred":
-        notes.append(
+        yield (
             f"inferred: names and shapes fit {spec.architecture}, which has no max-pooling; they "
             "do not show pooling, strides or activations"
         )
-    source = source if spec else "none"
-    return Audit(spec, source, layers, found.tensors, *_sums(counted), tuple(faults), tuple(notes))
+
+
+def _counted(tensors: Tensors, wanted: Tensors, tolerance: float) -> Iterator[Layer]:
+    """What is learned, and what is named like that, with its zeros."""
+    for name, tensor in tensors.items():
+        if isinstance(wanted.get(name), nn.Parameter) or _ending(name) in ("weight", "bias"):
+            # As float64: the magnitude of the smallest int8 is no int8.
+            sizes = (tensor if tensor.is_complex() else tensor.double()).abs()
+            shape, zeros = tuple(tensor.shape), int((sizes <= tolerance).sum())
+            yield Layer(name, shape, dtype_name(tensor), zeros, tensor.numel())
 
 
 def _ending(name: str) -> str:

@@ -90,9 +90,7 @@ def load_model(path: Path | str, factory: str | None = None) -> nn.Module:
 
 
 def header_spec(metadata: dict[str, str], where: str) -> ModelSpec | None:
-    """The spec in a header, if any; UserError where it is wrong, or for several networks."""
-    if "several" in metadata:
-        raise UserError(f"{where} holds several networks ({metadata['several']}); store one alone")
+    """The spec in a header, if any; UserError where it is wrong."""
     if "spec" not in metadata:
         return None
     return parse(ModelSpec, metadata["spec"], f"{where}: the model spec", as_json=True)

@@ -12,7 +12,6 @@ lists of models, and weights are never downloaded.
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -149,10 +148,10 @@ def _maker(spec: ModelSpec) -> Make:
     if collection == "torchvision":
         from torchvision import models
 
-        known = models.list_models(module=models)  # those that classify images
-        if name not in known:
-            near = ", ".join(get_close_matches(name, known)) or "torchvision.models.list_models()"
-            raise UserError(f"torchvision has no classifier {name!r}; see {near}")
+        if name not in models.list_models(module=models):  # those that classify images
+            raise UserError(
+                f"torchvision has no classifier {name!r}; see torchvision.models.list_models()"
+            )
         if spec.channels not in (1, COLOUR):
             raise UserError(
                 f"torchvision/{name} takes grey or colour images, not {spec.channels} channels"

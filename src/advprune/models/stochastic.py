@@ -5,7 +5,7 @@ become such a layer (`Drawn`)."""
 import copy
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import reduce
 from typing import Any
@@ -72,15 +72,15 @@ class Stochastic(nn.Module, ABC):
 
     def uniform(self, h: torch.Tensor) -> torch.Tensor:
         """Numbers in [0, 1), of the shape of `h` (of one sample of it where draws are frozen)."""
-        if self.frozen is None:
-            return torch.rand_like(h)
-        return torch.rand(h.shape[1:], generator=torch.Generator().manual_seed(self.frozen)).to(h)
+        return torch.rand_like(h) if self.frozen is None else self._frozen(torch.rand, h)
 
     def normal(self, h: torch.Tensor) -> torch.Tensor:
         """Standard normal numbers, likewise."""
-        if self.frozen is None:
-            return torch.randn_like(h)
-        return torch.randn(h.shape[1:], generator=torch.Generator().manual_seed(self.frozen)).to(h)
+        return torch.randn_like(h) if self.frozen is None else self._frozen(torch.randn, h)
+
+    def _frozen(self, draw: Callable[..., torch.Tensor], h: torch.Tensor) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(int(self.frozen or 0))
+        return draw(h.shape[1:], generator=generator).to(h)
 
     @abstractmethod
     def noisy(self, h: torch.Tensor) -> torch.Tensor:

@@ -97,17 +97,16 @@ def target_of(answer: Answer, images: torch.Tensor, classes: int = 0) -> Target:
     few = images[:MANY].cpu()
     said = asked(answer, few)
     labels = said.ndim == 1
-    if not (said.ndim in (1, 2) and len(said) == len(few) and (labels or said.shape[1] > 1)):
-        found = f"{list(said.shape)} to {len(few)} images; give [N, classes] or labels [N]"
-        raise InputError(f"target: it answers {found}")
-    if not said.isfinite().all():
-        raise InputError("target: it answers NaN or infinite scores")
-    if labels and not ((said == said.floor()) & (said >= 0)).all():
-        raise InputError("target: it answers one number an image, and no whole one; give labels")
+    usable = bool(said.isfinite().all()) and said.shape[:1] == few.shape[:1]
+    if labels:
+        usable = usable and bool(((said == said.floor()) & (said >= 0)).all())
+    if not (usable and (labels or (said.ndim == 2 and said.shape[1] > 1))):
+        found = f"{said.dtype} {list(said.shape)} to {len(few)} images"
+        wanted = "give finite scores [N, classes] or whole numbers [N], the labels"
+        raise InputError(f"target: it answers {found}; {wanted}")
     if not torch.equal(asked(answer, few), said):
         raise InputError("target: it answers the same images differently from call to call")
     if labels:
         return Target(answer, max(classes, int(said.max()) + 1), labels=True)
     inside = said.is_floating_point() and bool(((said >= 0) & (said <= 1)).all())
-    shares = inside and sum_to_one(said)
-    return Target(answer, said.shape[1], shares=shares)
+    return Target(answer, said.shape[1], shares=inside and sum_to_one(said))

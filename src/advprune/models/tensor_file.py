@@ -44,10 +44,8 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 @bounded_memory()
 def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The tensors of a safetensors file or of a PyTorch state dict, which may lie inside others,
-    and the header's metadata. Of several networks in a file the first is read, and the metadata's
-    entry `several` says which there are: `header_spec` refuses them. UserError where the file
-    cannot be read or holds anything else."""
+    """The tensors of a safetensors file and its metadata, or of a PyTorch state dict, which may lie
+    inside others. UserError where the file cannot be read, or holds several networks or none."""
     if path.suffix == ".safetensors":
         return read_tensors(path)
     plain_file(path, "checkpoint")
@@ -65,12 +63,14 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     found = _state_dicts(content)
     if not found:
         raise UserError(f"{path} holds no state dict of tensors, but {type(content).__name__}")
-    first = next(iter(found.values()))
-    for name, tensor in first.items():
+    if len(found) > 1:
+        raise UserError(f"{path} holds several networks ({', '.join(found)}); store one alone")
+    (tensors,) = found.values()
+    for name, tensor in tensors.items():
         if not (isinstance(name, str) and torch.is_tensor(tensor)):
             kind = type(tensor).__name__
             raise UserError(f"{path} holds no state dict of tensors: {name!r} is {kind}")
-    return _sound(first, path), {"several": ", ".join(found)} if len(found) > 1 else {}
+    return _sound(tensors, path), {}
 
 
 def _state_dicts(content: Any) -> dict[str, dict[Any, Any]]:

@@ -10,7 +10,7 @@ from torch import nn
 from advprune.core.errors import UserError
 from advprune.core.files import referenced, sha256_of
 from advprune.models.benchmarks import recognized
-from advprune.models.checkpoint import build, fill, header_spec, is_stored, stored
+from advprune.models.checkpoint import build, fill, is_stored, stored
 from advprune.models.spec import ModelSpec
 from advprune.models.tensor_file import naming, read_weights
 
@@ -105,8 +105,7 @@ def load_foreign(
     tensors do not fit.
     """
     path = expected(reference, sha256)
-    model, (tensors, metadata) = build(spec, factory), read_weights(path)
-    header_spec(metadata, where=reference)
+    model, (tensors, _) = build(spec, factory), read_weights(path)
     if spec.architecture.startswith("cifar/") and (theirs := recognized(tensors)):
         tensors = theirs.tensors
     read = plain(tensors, spec=spec, wanted=stored(model))
