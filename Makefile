@@ -24,9 +24,8 @@ FUZZ ?= 90
 fuzz: setup  ## hostile input at every border for FUZZ seconds each, damaged bytes, kills; counts of what is taken
 	@ADVPRUNE_FUZZ=$(FUZZ) $(RUN) -m pytest -s tests/test_fuzz.py tests/test_fuzz_outside.py tests/test_kill.py
 
-bench: setup  ## time the attack engine beside torchattacks, and bit flips
+bench: setup  ## time the attack engine beside other packages
 	@$(RUN) bench/attacks.py
-	@$(RUN) bench/bitflips.py
 
 lint: setup  ## check style and types
 	@$(RUN) -m ruff check .

@@ -5,13 +5,15 @@ drift in the machine's speed does not matter. The same run also measures the lim
 bare gradient passes of the network, and the rate of a large matrix product.
 """
 
+import copy
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -20,17 +22,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import torch
 import typer
-from peers import Attack, Setting, batched, peers
 from tabulate import tabulate
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from advprune.attacks import pgd
-from advprune.attacks.apgd import APGDSettings, apgd
+from advprune.attacks import attack
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import Mixed, attack_copy
 from advprune.attacks.losses import margin
-from advprune.attacks.minimum_norm import MinimumNormSettings, minimum_norm
 from advprune.attacks.opening import expected_gradient
 from advprune.core.train_settings import DataSettings
 from advprune.data import load_split, prepare, to_float
@@ -39,6 +38,22 @@ from advprune.models.fold import Replayed
 from advprune.training.adversarial import Inner, climb
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+Call = Callable[[nn.Module, Tensor, Tensor], Tensor]
+Attack = Callable[[nn.Module, Tensor, Tensor, Cost], Tensor]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all attacks of the run share. search: steps of APGD and of minimum-norm attacks."""
+
+    eps: float
+    steps: int
+    search: int
+    targets: int
+    batch: int
+    rounds: int
 
 
 @dataclass
@@ -55,27 +70,103 @@ class Row:
     robust: float = 0.0
 
 
-def ours(s: Setting, **options: Any) -> dict[str, Attack]:
+def ours(s: Setting, precision: str = "float32") -> dict[str, Attack]:
     """The project's attacks by kind."""
-    step, shared = s.eps / 4, {"batch": s.batch, **options}
-
-    def plain(**more: Any) -> Attack:
-        return lambda m, x, y, c: pgd(
-            m, x, y, s.eps, step, s.steps, random_start=False, cost=c, **shared, **more
-        )
-
-    def auto(loss: str) -> Attack:
-        settings = APGDSettings(s.eps, s.search, loss=loss, targets=s.targets, **shared)
-        return lambda m, x, y, c: apgd(m, x, y, replace(settings, cost=c))
-
-    settings = MinimumNormSettings(steps=s.search, **shared)
-    return {
-        "PGD": plain(),
-        "PGD, dropping": plain(drop=True),
-        "APGD-CE": auto("ce"),
-        "APGD-T": auto("targeted"),
-        "minimum norm": lambda m, x, y, c: minimum_norm(m, x, y, replace(settings, cost=c))[0],
+    fixed = {"step": s.eps / 4, "steps": s.steps, "random_start": False}
+    kinds: dict[str, tuple[str, dict[str, Any]]] = {
+        "PGD": ("pgd", fixed),
+        "PGD, dropping": ("pgd", fixed | {"drop": True}),
+        "APGD-CE": ("apgd", {"steps": s.search}),
+        "APGD-T": ("apgd", {"steps": s.search, "loss": "targeted", "targets": s.targets}),
+        "minimum norm": ("minimum_norm", {"steps": s.search}),
     }
+
+    def call(name: str, options: dict[str, Any]) -> Attack:
+        how = options | {"eps": s.eps, "batch": s.batch, "precision": precision}
+        return lambda m, x, y, c: attack(name, m, x, y, cost=c, **how)
+
+    return {kind: call(*one) for kind, one in kinds.items()}
+
+
+def of_torchattacks(package: Any, s: Setting) -> dict[str, Call]:
+    """Its targeted APGD always takes all wrong classes."""
+    eps, search = {"eps": s.eps}, {"eps": s.eps, "steps": s.search}
+    fixed = eps | {"alpha": s.eps / 4, "steps": s.steps, "random_start": False}
+    return {
+        "PGD": lambda m, x, y: package.PGD(m, **fixed)(x, y),
+        "APGD-CE": lambda m, x, y: package.APGD(m, **search)(x, y),
+        "APGD-T": lambda m, x, y: package.APGDT(m, **search)(x, y),
+    }
+
+
+def of_pyautoattack(package: Any, s: Setting) -> dict[str, Call]:
+    """Its two forms of APGD."""
+    plain = {"n_iter": s.search, "eps": s.eps}
+    targeted = plain | {"n_target_classes": s.targets}
+    return {
+        "APGD-CE": lambda m, x, y: package.APGDAttack(m, **plain).perturb(x, y),
+        "APGD-T": lambda m, x, y: package.APGDAttack_targeted(m, **targeted).perturb(x, y),
+    }
+
+
+def of_foolbox(package: Any, s: Setting) -> dict[str, Call]:
+    """PGD and the fast minimum-norm attack."""
+    fixed = {"abs_stepsize": s.eps / 4, "steps": s.steps, "random_start": False}
+    kinds = package.attacks.LinfPGD(**fixed), package.attacks.LInfFMNAttack(steps=s.search)
+
+    def call(kind: int, eps: float | None) -> Call:
+        return lambda m, x, y: kinds[kind](
+            package.PyTorchModel(m, (0, 1), x.device), x, y, epsilons=eps
+        )[1]
+
+    return {"PGD": call(0, s.eps), "minimum norm": call(1, None)}
+
+
+def of_adversarial_library(package: Any, s: Setting) -> dict[str, Call]:
+    """All four kinds."""
+    linf, step = float("inf"), s.eps / 4
+    pgd_ = {"steps": s.steps, "random_init": False, "absolute_step_size": step}
+    ce = {"n_iter": s.search, "loss_function": "ce"}
+    targeted = {"n_iter": s.search, "num_targets": s.targets}
+    return {
+        "PGD": lambda m, x, y: package.pgd_linf(m, x, y, s.eps, **pgd_),
+        "APGD-CE": lambda m, x, y: package.apgd(m, x, y, s.eps, linf, **ce),
+        "APGD-T": lambda m, x, y: package.apgd_targeted(m, x, y, s.eps, linf, **targeted),
+        "minimum norm": lambda m, x, y: package.fmn(m, x, y, linf, steps=s.search),
+    }
+
+
+PEERS = {
+    "torchattacks": ("torchattacks", of_torchattacks),
+    "pyautoattack": ("pyautoattack.autopgd_base", of_pyautoattack),
+    "foolbox": ("foolbox", of_foolbox),
+    "adversarial-library": ("adv_lib.attacks", of_adversarial_library),
+}
+
+
+def batched(call: Call, batch: int) -> Attack:
+    """An attack that makes no batches itself, on a copy of the model that counts what passes."""
+
+    def counted(model: nn.Module, x: Tensor, y: Tensor, cost: Cost) -> Tensor:
+        watched = copy.deepcopy(model)
+        cost.watch(watched)
+        pairs = zip(x.split(batch), y.split(batch), strict=True)
+        return torch.cat([call(watched, *pair) for pair in pairs])
+
+    return counted
+
+
+def peers(s: Setting) -> list[Row]:
+    """The attacks of whatever other packages are installed."""
+    rows = list[Row]()
+    for name, (module, make) in PEERS.items():
+        try:
+            calls = make(import_module(module), s)
+        except ImportError as error:
+            print(f"without {name}: {error}", file=sys.stderr)
+            continue
+        rows += [Row(kind, name, batched(call, s.batch)) for kind, call in calls.items()]
+    return rows
 
 
 def replayed(s: Setting, bf16: bool) -> Attack:
@@ -87,20 +178,20 @@ def replayed(s: Setting, bf16: bool) -> Attack:
         with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
             return climb(Replayed(attack_copy(model, x.device), x), x, x, loss, inner).clone()
 
-    def attack(model: nn.Module, x: Tensor, y: Tensor, cost: Cost) -> Tensor:
+    def counted(model: nn.Module, x: Tensor, y: Tensor, cost: Cost) -> Tensor:
         cost.forwards = cost.gradients = len(x) * s.steps
         return batched(part, s.batch)(model, x, y, Cost())
 
-    return attack
+    return counted
 
 
 def rows_of(s: Setting, cuda: bool) -> list[Row]:
     """All attacks of the run, others' first within a kind."""
-    rows, fixed = [Row(*found) for found in peers(s)], ours(s)
+    rows, fixed = peers(s), ours(s)
     order = [*fixed]
     rows += [Row(kind, "ours", attack) for kind, attack in fixed.items()]
     del fixed["PGD, dropping"]
-    low = ours(s, precision="bfloat16")
+    low = ours(s, "bfloat16")
     rows += [Row(kind, "ours, bfloat16", low[kind]) for kind in fixed]
     if cuda:
         rows += [Row(kind, "ours, TF32", attack, True) for kind, attack in fixed.items()]

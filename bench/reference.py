@@ -9,8 +9,7 @@ command continues where it was stopped.
 import json
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,13 +19,12 @@ import pandas as pd
 import torch
 import typer
 from ruamel.yaml import YAML
-from torch import Tensor, nn
+from torch import nn
 
-from advprune.attacks import pgd, to_pixels
-from advprune.attacks.apgd import APGDSettings, apgd
-from advprune.attacks.autoattack import autoattack
+from advprune.attacks import to_pixels
 from advprune.attacks.cost import Cost
-from advprune.attacks.minimum_norm import MinimumNormSettings, minimum_norm
+from advprune.attacks.minimum_norm import minimum_norm
+from advprune.attacks.registry import given, method_of
 from advprune.core.device import setup
 from advprune.core.files import atomic
 from advprune.core.train_settings import ModelSettings, RecipeSettings, TrainSettings
@@ -41,7 +39,16 @@ from advprune.training.standard import train as trained
 EPS, BATCH, HELD_OUT = 8 / 255, 1024, 1000
 KEPT = ["index", "label", "attack", "clean_pred", "clean_margin", "adv_pred", "adv_margin"]
 SMALL = {"label": "int8", "clean_pred": "int8", "adv_pred": "int8"}
-ATTACKS = "pgd_50_margin apgd_ce apgd_targeted minimum_norm_linf minimum_norm_l2 autoattack"
+LOW = {"batch": BATCH, "precision": "bfloat16"}
+LONG = {"step": EPS / 8, "steps": 50, "loss": "margin", "keep": "best", "drop": True}
+KNOWN: dict[str, tuple[str, dict[str, Any]]] = {
+    "pgd_50_margin": ("pgd", LOW | LONG),
+    "apgd_ce": ("apgd", LOW | {"pixels": True}),
+    "apgd_targeted": ("apgd", LOW | {"loss": "targeted", "pixels": True}),
+    "minimum_norm_linf": ("minimum_norm", LOW),
+    "minimum_norm_l2": ("minimum_norm", LOW | {"norm": "L2"}),
+    "autoattack": ("autoattack", {}),
+}
 PGD_3 = "{method: pgd, steps: 3, step: 0.625}"  # of eps
 STARTED = time.perf_counter()
 
@@ -114,28 +121,6 @@ def evaluate(model: nn.Module, data: Path, attacks: list[str], out: Results) -> 
     not broken. Minimum-norm images are not rounded: `linf` and `l2` are the distances.
     """
     x, y = load_split(data, "test")
-    shared: dict[str, Any] = {"batch": BATCH, "precision": "bfloat16"}
-
-    def long(a: Tensor, b: Tensor, c: Cost) -> Tensor:
-        more: dict[str, Any] = {"loss": "margin", "keep": "best", "drop": True, "cost": c}
-        return pgd(model, a, b, EPS, EPS / 8, 50, **shared, **more)
-
-    def auto(loss: str) -> Callable[..., Tensor]:
-        settings = APGDSettings(EPS, loss=loss, pixels=True, **shared)
-        return lambda a, b, c: apgd(model, a, b, replace(settings, cost=c))
-
-    def nearest(norm: str) -> Callable[..., Tensor]:
-        settings = MinimumNormSettings(norm=norm, **shared)
-        return lambda a, b, c: minimum_norm(model, a, b, replace(settings, cost=c))[0]
-
-    known: dict[str, Callable[..., Tensor]] = {
-        "pgd_50_margin": long,
-        "apgd_ce": auto("ce"),
-        "apgd_targeted": auto("targeted"),
-        "minimum_norm_linf": nearest("Linf"),
-        "minimum_norm_l2": nearest("L2"),
-        "autoattack": lambda a, b, c: autoattack(model, a, b, EPS, cost=c)[0],
-    }
     for name in attacks:
         rows, targeted = torch.arange(len(y)), name == "apgd_targeted"
         if targeted:
@@ -149,8 +134,12 @@ def evaluate(model: nn.Module, data: Path, attacks: list[str], out: Results) -> 
             if not len(part):
                 continue
             cost, started, clean = Cost(), now(), x[part]
-            adv = known[name](clean, y[part], cost)
-            if not name.startswith("minimum_norm"):
+            kind, options = KNOWN[name]
+            how = given(kind, eps=EPS, cost=cost, **options)
+            if kind == "minimum_norm":
+                adv, _ = minimum_norm(model, clean, y[part], *how)
+            else:
+                adv = method_of(how[0]).function(model, clean, y[part], *how)
                 adv = to_pixels(adv, clean, EPS) / 255
             frame = score(model, clean, adv, y[part], batch=BATCH, attack=name)
             frame["index"] = part.numpy()
@@ -166,7 +155,7 @@ def main(
     parent: Annotated[Path | None, typer.Option(help="Prune these weights instead.")] = None,
     family: Annotated[str, typer.Option(help="How, as in params.yaml: {HYDRA: {…}}.")] = "{}",
     seed: Annotated[int, typer.Option(help="Of training.")] = 0,
-    attacks: Annotated[str, typer.Option(help="Which, in this order.")] = ATTACKS,
+    attacks: Annotated[str, typer.Option(help="Which, in this order.")] = " ".join(KNOWN),
 ) -> None:
     """Make, save and evaluate one network."""
     out.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ Needs networks and splits of a profile (make repro for digits; weights/cifar10-4
 is counted twice: the attacks of the suite alone, which are to be as strong as AutoAttack, and
 everything that a row of the leaderboard takes: published tables, curves and the verdict's probes as
 well. All work on one thread; images are rounded to 8 bits and scored on the model itself: an int8
-network by its integers. With --keep, what was finished is read back after a kill.
+network by its integers. What was finished of a model is read back after a kill.
 """
 
 import json
@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from math import isnan, nan
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -45,8 +44,6 @@ ROOT = Path(__file__).resolve().parent.parent
 Images = tuple[Tensor, Tensor]
 ABOUT = "One thread of a CPU core; seconds of the suite are those of everything by its passes."
 CALIBRATION = 512  # training images
-PIECE = 50  # images that AutoAttack gets at a time, with --keep
-SIDES = ("records", "AutoAttack")
 
 
 def ours(model: nn.Module, parent: nn.Module | None, pair: Images, params: Params) -> pd.DataFrame:
@@ -60,32 +57,18 @@ def ours(model: nn.Module, parent: nn.Module | None, pair: Images, params: Param
     return records
 
 
-def official(model: nn.Module, pair: Images, eps: float, path: Path | None) -> pd.DataFrame:
-    """AutoAttack, standard, in the same columns; with a path, piece by piece."""
+def official(model: nn.Module, pair: Images, eps: float) -> pd.DataFrame:
+    """AutoAttack, standard, in the same columns."""
     setting = typed("autoattack", OtherAttack.model_validate({"method": "autoattack", "eps": eps}))
-
-    def attacked(x: Tensor, y: Tensor) -> pd.DataFrame:
-        return rows_of(model, x, craft(model, x, y, setting, Work(batch=1000)), y, "autoattack")
-
-    if path is None or path.is_file():
-        return kept(partial(attacked, *pair), path)
-    pieces = enumerate(zip(*(part.split(PIECE) for part in pair), strict=True))
-    tables = [
-        kept(partial(attacked, *piece), path.with_stem(f"{path.stem}-{n}")) for n, piece in pieces
-    ]
-    return pd.concat(tables, ignore_index=True)
+    crafted = craft(model, *pair, setting, Work(batch=1000))
+    return rows_of(model, pair[0], crafted, pair[1], "autoattack")
 
 
-def kept(made: Callable[[], pd.DataFrame], path: Path | None) -> pd.DataFrame:
-    """A table, read back where it is there; `seconds` add up to those of one core that it took."""
-    if path is not None and path.is_file():
-        return pd.read_parquet(path)
+def timed(made: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+    """A table whose `seconds` add up to those of one core that it took."""
     started = time.process_time()
     table = made()
-    table = table.assign(seconds=(time.process_time() - started) / len(table))
-    if path is not None:
-        table.to_parquet(path)
-    return table
+    return table.assign(seconds=(time.process_time() - started) / len(table))
 
 
 def compared(
@@ -96,9 +79,9 @@ def compared(
     tables = {name: union(part, [], main.norm, main.eps) for name, part in sides.items()}
     tables["AutoAttack"] = theirs
     passes = {name: float((t.forwards + t.gradients).mean()) for name, t in tables.items()}
-    took = records.seconds.sum(skipna=False)
+    took = records.seconds.sum()
     seconds = {name: took * passes[name] / passes["everything"] for name in sides}
-    seconds["AutoAttack"] = theirs.seconds.sum(skipna=False)
+    seconds["AutoAttack"] = theirs.seconds.sum()
     unbroken = right(theirs)
     return [
         {
@@ -107,7 +90,7 @@ def compared(
             "robust_accuracy": float(left.mean()),
             "passes": passes[name],
             "passes_share": passes[name] / passes["AutoAttack"],
-            "seconds": None if isnan(seconds[name]) else round(float(seconds[name]), 1),
+            "seconds": round(float(seconds[name]), 1),
             "broken by these alone": int((unbroken & ~left).sum()),
             "broken by AutoAttack alone": int((left & ~unbroken).sum()),
         }
@@ -127,10 +110,6 @@ def main(
     images: Annotated[int, typer.Option(help="How many, the first ones.")] = 300,
     split: Annotated[str, typer.Option(help="Of which; budgets are chosen on val.")] = "test",
     run: Annotated[Path, typer.Option(help="Folder with runs/ and data/ of the profile.")] = ROOT,
-    keep: Annotated[Path | None, typer.Option(help="Folder for what is finished.")] = None,
-    recorded: Annotated[
-        bool, typer.Option(help="Ours by the run's records; passes are means over all its images.")
-    ] = False,
 ) -> None:
     """Measure, print a table and write it, model by model."""
     torch.set_num_threads(1)
@@ -143,26 +122,25 @@ def main(
     found |= json.loads(out.read_text()) if out.is_file() else {}
     for entry in models.split(","):
         bits, _, of = entry.rpartition(":")
-        parent = load_model(run / "runs" / profile / of / "model.safetensors").to(setup())
+        weights = run / "runs" / profile / of / "model.safetensors"
+        parent = load_model(weights).to(setup())
         network = parent
         if bits:
             network = quantize(parent, load_split(run / "data" / profile, "train")[0][:CALIBRATION])
-
-        path = keep / f"{split}-{entry.replace(':', '-')}" if keep else None
-        paths = [path.with_name(f"{path.name}-{side}.parquet") if path else None for side in SIDES]
-        if recorded:
-            records = pd.read_parquet(run / "runs" / profile / of / "records.parquet")
-            records = records[records["index"] < images].assign(seconds=nan)
-        else:
-            make = partial(ours, network, parent if bits else None, (x, y), settings)
-            records = kept(make, paths[0])
+        known = entry, images, split, settings.model_dump(mode="json")
+        parts = Parts(Path("checkpoints"), "strength", *known, files=[weights])
+        sides = {
+            "records": partial(ours, network, parent if bits else None, (x, y), settings),
+            "autoattack": partial(official, network, (x, y), main.eps),
+        }
+        own, theirs = (parts.frame(key, partial(timed, made)) for key, made in sides.items())
         suite = getattr(settings.active().suite, kind_of(network))
-        theirs = official(network, (x, y), main.eps, paths[1])
         name = entry.replace(":", " of ")
         found["rows"] = [row for row in found["rows"] if row["model"] != name]
-        found["rows"] += [{"model": name} | r for r in compared(records, theirs, main, suite)]
+        found["rows"] += [{"model": name} | r for r in compared(own, theirs, main, suite)]
         print(tabulate(found["rows"], "keys", "github"), flush=True)
         out.write_text(json.dumps(found, indent=1) + "\n")
+        parts.discard()
 
 
 if __name__ == "__main__":

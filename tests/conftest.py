@@ -22,6 +22,8 @@ import short
 import torch
 from torch import nn
 
+from advprune.attacks.minimum_norm import minimum_norm
+from advprune.attacks.registry import given
 from advprune.cli.app import main
 from advprune.core.train_settings import DataSettings
 from advprune.data import prepare
@@ -195,6 +197,13 @@ def linear_problem(norm: str) -> tuple[Linear, torch.Tensor, torch.Tensor, torch
     return model, images, labels, model.distance(images, labels, norm)
 
 
+def nearest(
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, **options: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images and distances of the minimum-norm search, options by name."""
+    return minimum_norm(model, images, labels, *given("minimum_norm", eps=0.0, **options))
+
+
 def same_when_stored(
     model: nn.Module, images: torch.Tensor, folder: Path, factory: str | None = None
 ) -> nn.Module:
@@ -214,7 +223,8 @@ class Killed(Exception):
 
 @contextmanager
 def stored(kill_after: int | None = None) -> Iterator[list[Path | None]]:
-    """Where training stores its state meanwhile, once an epoch; it is killed after so many."""
+    """Where trainings store their state meanwhile, once an epoch, and searches for tickets, at each
+    choice of the mask; killed after so many."""
     found: list[Path | None] = []
 
     def counted(path: Path | None, state: dict[str, Any]) -> None:
@@ -225,7 +235,8 @@ def stored(kill_after: int | None = None) -> Iterator[list[Path | None]]:
 
     ending = pytest.raises(Killed) if kill_after else nullcontext()
     with pytest.MonkeyPatch.context() as patch, ending:
-        patch.setattr("advprune.training.standard.save_state", counted)
+        for place in ("training.standard", "pruning.ticket_search"):
+            patch.setattr(f"advprune.{place}.save_state", counted)
         yield found
 
 

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from planted import planted as first
 from workspace import RAW
 
 from advprune.core.params import Params
-from advprune.report.run import Model, Run, Transfers
+from advprune.report.run import Model
 
 EPS = 48 / 255
 MODELS = {
@@ -87,22 +86,3 @@ def settings(studies: Mapping[str, Any] | None = None, **changes: Any) -> Params
     protocol = {"eps": [0, "eps/2", "eps"], "iterative": {"step": "eps/4", "steps": 3}}
     own = {"recipes": recipes, "protocol": protocol, "models": MODELS, "studies": studies or {}}
     return Params.model_validate(raw | own | {"profile": "digits"} | changes)
-
-
-def run_of(
-    models: list[Model],
-    params: Params,
-    studies: Mapping[str, pd.DataFrame] | None = None,
-    attackers: Transfers | None = None,
-) -> Run:
-    """A run of these models and records of studies on four classes."""
-    return Run(
-        params=params,
-        models=models,
-        attackers=attackers or {},
-        studies=dict(studies or {}),
-        source="digits",
-        classes=list("abcd"),
-        clean_images=np.zeros((N, 1, 2, 2), dtype=np.uint8),
-        folder=Path(),
-    )

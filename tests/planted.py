@@ -15,7 +15,7 @@ from advprune.core.attack_settings import KINDS
 from advprune.core.params import Params
 from advprune.core.settings import parse
 from advprune.data import Split, save_split
-from advprune.report.run import Model, Run
+from advprune.report.run import Model, Run, Transfers
 
 N = 40
 ATTACKS = {"main": (12 / 255, 10), "short": (1 / 255, 10), "long": (1 / 255, 40)}
@@ -197,10 +197,22 @@ def run_of(
         {(o.name, main): one.transferred(main) for o in chosen if o is not one} | one.transfers
         for one in chosen
     ]
+    pairs = zip(chosen, heard, strict=True)
+    known = [replace(one, transfers=found) for one, found in pairs]
+    return whole(known, params or settings(), studies)
+
+
+def whole(
+    models: list[Model],
+    params: Params,
+    studies: Mapping[str, pd.DataFrame] | None = None,
+    attackers: Transfers | None = None,
+) -> Run:
+    """A run of these models and records of studies on four classes."""
     return Run(
-        params=params or settings(),
-        models=[replace(one, transfers=found) for one, found in zip(chosen, heard, strict=True)],
-        attackers={},
+        params=params,
+        models=models,
+        attackers=attackers or {},
         studies=dict(studies or {}),
         source="planted",
         classes=list("abcd"),

@@ -11,10 +11,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from advprune.attacks import pgd
-from advprune.attacks.autoattack import autoattack
+from advprune.attacks import attack, pgd
 from advprune.attacks.cost import Cost
-from advprune.attacks.square import square
 from advprune.core import distributed
 from advprune.core.attack_settings import AttackSettings
 from advprune.core.resume import Parts, unfinished
@@ -48,8 +46,8 @@ def attacks() -> dict[str, Any]:
         cost = Cost()
         several = partial(pgd, network, images, labels, 0.1, 0.03, 3, batch=BATCH, cost=cost)
         found[f"{name} pgd"] = several(restarts=2, drop=name == "fixed", loss="margin")
-        queries = {"queries": 4, "batch": BATCH, "cost": cost}
-        found[f"{name} square"] = square(network, images, labels, 0.05, **queries)
+        queries = {"eps": 0.05, "queries": 4, "batch": BATCH, "cost": cost}
+        found[f"{name} square"] = attack("square", network, images, labels, **queries)
         found[f"{name} logits"] = all_logits(network, images, Work(batch=BATCH, draws=3))
         main = AttackSettings(eps=0.1, step=0.1, steps=1, drop=True)
         work = Work(batch=BATCH, draws=3)
@@ -60,7 +58,8 @@ def attacks() -> dict[str, Any]:
         spent = cost.forwards, cost.gradients, crafted.cost.forwards, crafted.cost.gradients
         found[f"{name} cost"] = spent
     said, cost = model(images).argmax(1), Cost()  # all are right, and fall to the first attack
-    published, counts = autoattack(model, images[:5], said[:5], 0.5, batch=2, cost=cost)
+    counts, how = dict[str, int](), {"eps": 0.5, "batch": 2, "cost": cost}
+    published = attack("autoattack", model, images[:5], said[:5], **how, breakdown=counts)
     found["published"], found["published counts"] = published, (counts, cost.forwards)
     found["accuracy"] = accuracy(model, images, labels, batch=BATCH)
     return found

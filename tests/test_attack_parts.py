@@ -1,19 +1,15 @@
 """Pixels, the private copy, and backward rules where a network's own gradient hides too much."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils import prune as torch_prune
 
-from advprune.attacks import pgd, to_pixels
-from advprune.attacks.apgd import APGDSettings, apgd
+from advprune.attacks import attack, pgd, to_pixels
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import attack_copy
 from advprune.attacks.losses import margin
-from advprune.attacks.minimum_norm import MinimumNormSettings, minimum_norm
 from advprune.attacks.opening import expected_gradient
 from advprune.core.attack_settings import AttackSettings
 from advprune.evaluate.craft import craft
@@ -25,7 +21,7 @@ from advprune.models.spec import ModelSpec, attach
 from advprune.pruning.feature_maps import Clamp, Round
 from advprune.pruning.hydra import attach_scores
 from advprune.quantization.post_training import quantize
-from conftest import grey_images, make_network
+from conftest import grey_images, make_network, nearest
 
 
 def test_pixels_by_hand_and_within_the_budget():
@@ -112,7 +108,7 @@ def test_in_l2_pixels_a_linear_model_is_broken_up_to_its_distance():
             middle = (weight * 128 / 255).sum() / 2
             layer.bias.copy_(torch.stack([middle + distance / 2, -middle - distance / 2]))
         model, labels = nn.Sequential(nn.Flatten(), layer), torch.zeros(8, dtype=torch.int64)
-        adv = apgd(model, images, labels, APGDSettings(0.5, 10, "ce", norm="L2", pixels=True))
+        adv = attack("apgd", model, images, labels, eps=0.5, steps=10, norm="L2", pixels=True)
         pixels = to_pixels(adv, images, 0.5, "L2") / 255
         assert int((model(pixels).argmax(1) != labels).sum()) == broken
 
@@ -281,9 +277,8 @@ def test_a_clamp_hides_nothing_from_a_gradient_that_passes_over_it():
     assert (model(images).argmax(1) == labels).all()
     assert left(model, images, labels, None) == 16
     assert left(model, images, labels, "straight") == 0
-    settings = MinimumNormSettings(steps=20)
-    assert minimum_norm(model, images, labels, settings)[1].isinf().all()
-    through = minimum_norm(model, images, labels, replace(settings, backward="straight"))[1]
+    assert nearest(model, images, labels, steps=20)[1].isinf().all()
+    through = nearest(model, images, labels, steps=20, backward="straight")[1]
     known = images.mean((1, 2, 3)) - 0.4 - 0.25 / 64  # where the sum of the maps is 2.5
     assert (through / known - 1).abs().max() < 0.02
 
@@ -356,13 +351,14 @@ def test_images_of_a_quantized_network_are_decided_on_its_integers(network, digi
     """Dropping by the twin, or before rounding, lost images that more steps break."""
     model, images = quantize(network, digits[0], bits=4), digits[0]
     labels = model(images).argmax(1)
-    found = apgd(model, images, labels, APGDSettings(4 / 255, 20, pixels=True, drop=drop))
+    how = {"eps": 4 / 255, "steps": 20, "pixels": True}
+    found = attack("apgd", model, images, labels, **how, drop=drop)
     pixels = to_pixels(found, images, 4 / 255) / 255
     broken = margin(model(pixels), labels) > 0
     assert 10 < broken.sum() < 60
     if drop:
         assert (found[broken] - pixels[broken]).abs().max() < 1e-6
-        whole = apgd(model, images, labels, APGDSettings(4 / 255, 20, pixels=True, drop=False))
+        whole = attack("apgd", model, images, labels, **how, drop=False)
         whole = to_pixels(whole, images, 4 / 255) / 255
         assert broken.sum() >= (margin(model(whole), labels) > 0).sum()
 
@@ -375,7 +371,7 @@ def test_every_rule_runs_and_an_unknown_one_does_not(network, digits):
         options = {"backward": rule, "parent": network, "cost": cost}
         assert pgd(network, images, labels, 0.1, 0.02, 2, **options).allclose(plain, atol=1e-6)
         assert cost.gradients == 8
-    with pytest.raises(ValueError, match="backward is 'straightest'"):
+    with pytest.raises(ValueError, match=r"pgd: backward: .*'straightest'"):
         pgd(network, images, labels, 0.1, 0.02, 2, backward="straightest")
     with pytest.raises(ValueError, match="backward is 'straightest'"):
         set_backward(network, "straightest")

@@ -1,6 +1,6 @@
 """Attacks by gradient against closed forms, their authors' code and their own promises."""
 
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,18 +8,17 @@ import torch
 from masked import Around
 from torch import nn
 
-from advprune.attacks import pgd
-from advprune.attacks.apgd import APGDSettings, apgd, targeted_dlr
+from advprune.attacks import attack, pgd
+from advprune.attacks.apgd import targeted_dlr
 from advprune.attacks.cost import Cost
 from advprune.attacks.losses import cross_entropy, dlr, margin
-from advprune.attacks.minimum_norm import MinimumNormSettings, minimum_norm
 from advprune.attacks.pgd import project, random_point
-from advprune.attacks.registry import Context, method_of, typed
-from advprune.core.attack_settings import OtherAttack
 from advprune.models.checkpoint import load_model
 from advprune.models.stochastic import Stochastic, mean_logits
 from advprune.pruning import prune
-from conftest import Linear, grey_images, make_network
+from conftest import Linear, grey_images, make_network, nearest
+
+apgd = partial(attack, "apgd")
 
 
 # --- PGD ------------------------------------------------------------------------------------------
@@ -172,7 +171,7 @@ def test_every_iterate_is_that_of_the_authors_code(network, digits, norm, loss, 
     theirs = torch.stack(seen)
     seen.clear()
     how = {"norm": norm, "targets": 1, "start": start, "drop": False, "batch": 24}
-    found = apgd(model, images, labels, APGDSettings(eps, steps, loss, **how))
+    found = apgd(model, images, labels, eps=eps, steps=steps, loss=loss, **how)
     ours = torch.stack(seen)
     assert theirs.shape == ours.shape == (steps + 1, *images.shape)
     assert (ours - theirs).abs().max() < 1e-7
@@ -192,7 +191,8 @@ def test_breaks_exactly_what_can_be_broken_of_a_linear_model(loss, norm):
     labels = model(images).argmax(1)
     distance = model.distance(images, labels, norm)
     eps = float(distance.median())
-    found = apgd(model, images, labels, APGDSettings(eps, 40, loss, norm=norm, targets=3, batch=7))
+    how = {"loss": loss, "norm": norm, "targets": 3, "batch": 7}
+    found = apgd(model, images, labels, eps=eps, steps=40, **how)
     broken = model(found).argmax(1) != labels
     assert broken[distance < 0.98 * eps].all() and not broken[distance > eps].any()
 
@@ -204,9 +204,8 @@ def test_what_is_found_depends_neither_on_the_batch_nor_on_the_order_of_the_queu
     images = digits[0].double()
     labels = network.double()(images).argmax(1)
     runs = 1 if loss == "ce" else 2  # of several runs of a sample, any may break it first
-    settings = APGDSettings(0.02, 12, loss=loss, targets=2, restarts=runs)
-    one = apgd(network, images, labels, replace(settings, batch=len(images)))
-    few = apgd(network, images, labels, replace(settings, batch=9))
+    how = {"eps": 0.02, "steps": 12, "loss": loss, "targets": 2, "restarts": runs}
+    one, few = (apgd(network, images, labels, **how, batch=batch) for batch in (64, 9))
     assert (network(one).argmax(1) != labels).equal(network(few).argmax(1) != labels)
     still = network(one).argmax(1) == labels
     assert still.any() and not still.all()
@@ -217,11 +216,9 @@ def test_what_is_found_depends_neither_on_the_batch_nor_on_the_order_of_the_queu
 def test_of_runs_that_end_together_the_best_is_kept(network, digits):
     """All runs of a sample in one batch, where they end in one step, or each by itself."""
     images, labels = digits[0][:20], network(digits[0][:20]).argmax(1)
-    settings = APGDSettings(0.05, 5, restarts=6, drop=False)
-    together = apgd(network, images, labels, replace(settings, batch=120))
-    alone = [
-        apgd(network, images, labels, replace(settings, batch=20, restarts=k)) for k in range(1, 7)
-    ]
+    run = partial(apgd, network, images, labels, eps=0.05, steps=5, drop=False)
+    together = run(restarts=6, batch=120)
+    alone = [run(restarts=k, batch=20) for k in range(1, 7)]
     highest = torch.stack([cross_entropy(network(x), labels) for x in alone]).amax(0)
     assert torch.allclose(cross_entropy(network(together), labels), highest, atol=1e-5)
     assert (highest > cross_entropy(network(alone[0]), labels) + 1e-4).any()
@@ -230,8 +227,8 @@ def test_of_runs_that_end_together_the_best_is_kept(network, digits):
 def test_decided_samples_cost_nothing_and_the_batch_stays_full(network, digits):
     images, labels = digits[0], network(digits[0]).argmax(1)
     (model, seen), cost, steps = recorded(network), Cost(), list[int]()
-    settings = APGDSettings(0.02, 12, batch=8, cost=cost, progress=steps.append)
-    found = apgd(model, images, labels, settings)
+    how = {"batch": 8, "cost": cost, "progress": steps.append}
+    found = apgd(model, images, labels, eps=0.02, steps=12, **how)
     sizes = [len(batch) for batch in seen]
     survivors = int((network(found).argmax(1) == labels).sum())
     assert 5 < survivors < 60
@@ -243,7 +240,7 @@ def test_decided_samples_cost_nothing_and_the_batch_stays_full(network, digits):
 def test_in_pixels_broken_means_broken_after_rounding(network, digits):
     images = (digits[0] * 255).round() / 255
     eps = 20 / 255
-    found = apgd(network, images, digits[1], APGDSettings(eps, 12, pixels=True, batch=16))
+    found = apgd(network, images, digits[1], eps=eps, steps=12, pixels=True, batch=16)
     wrong = network(found).argmax(1) != digits[1]
     levels = found[wrong] * 255
     assert wrong.any() and (levels - levels.round()).abs().max() < 1e-3
@@ -251,9 +248,9 @@ def test_in_pixels_broken_means_broken_after_rounding(network, digits):
 
 
 def test_bfloat16_returns_as_broken_only_what_float32_confirms(network, digits):
-    settings = APGDSettings(0.15, 12, precision="bfloat16")
-    found = apgd(network, *digits, settings)
-    exact = apgd(network, *digits, replace(settings, precision="float32"))
+    found, exact = (
+        apgd(network, *digits, eps=0.15, steps=12, precision=p) for p in ("bfloat16", "float32")
+    )
     wrong, known = (network(x).argmax(1) != digits[1] for x in (found, exact))
     assert (wrong != known).float().mean() < 0.1
 
@@ -262,7 +259,8 @@ def test_a_model_that_draws_is_attacked_on_its_mean_and_never_dropped(digits):
     model = prune("dropout", make_network(digits[0]), 0.1).model
     images, labels = digits[0][:16], digits[1][:16]
     cost = Cost()
-    apgd(model, images, labels, APGDSettings(0.1, 4, draws=3, backward="identity", cost=cost))
+    how = {"draws": 3, "backward": "identity", "cost": cost}
+    apgd(model, images, labels, eps=0.1, steps=4, **how)
     assert cost.gradients == 16 * 5 * 3
 
 
@@ -272,7 +270,7 @@ def test_two_classes_are_attacked_towards_the_other_one():
     with torch.no_grad():
         model[1].weight.copy_(torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]]))
     images = torch.tensor([[0.55, 0.5, 0.5, 0.5], [0.9, 0.9, 0.1, 0.1]]).view(2, 1, 2, 2)
-    found = apgd(model, images, torch.zeros(2).long(), APGDSettings(0.1, 20, "targeted"))
+    found = apgd(model, images, torch.zeros(2).long(), eps=0.1, steps=20, loss="targeted")
     assert model(found).argmax(1).tolist() == [1, 0]
 
 
@@ -295,9 +293,7 @@ def linear_problem(norm):
 def test_distances_of_a_linear_model_are_the_known_ones(norm, precision):
     """Of five classes, within 2 %."""
     model, images, labels, known = linear_problem(norm)
-    found, distances = minimum_norm(
-        model, images, labels, MinimumNormSettings(norm=norm, precision=precision)
-    )
+    found, distances = nearest(model, images, labels, norm=norm, precision=precision)
     assert (distances / known - 1).abs().max() < 0.02
     assert (distances > 0.999 * known).all() and (model(found).argmax(1) != labels).all()
 
@@ -314,15 +310,15 @@ def test_distances_of_a_linear_model_behind_noise_are_those_of_its_mean(norm):
     """In closed form, within 5 %; of single draws near the border, every other one is wrong."""
     model, images, labels, known = linear_problem(norm)
     random = nn.Sequential(Noise(), model).eval()
-    settings = MinimumNormSettings(norm=norm, restarts=2, draws=4, backward="identity", seed=3)
-    found, distances = minimum_norm(random, images, labels, settings)
+    how = {"norm": norm, "restarts": 2, "draws": 4, "backward": "identity", "seed": 3}
+    found, distances = nearest(random, images, labels, **how)
     far = known > known.quantile(0.2)  # the draws decide of the others whether they are right
     ratio = distances[far] / known[far]
     assert abs(ratio.mean() - 1) < 0.05 and ((ratio - 1).abs() < 0.05).float().mean() > 0.8
     assert (ratio - 1).abs().max() < 0.25
     single = (random(found).argmax(1) != labels)[far].float().mean()
     assert 0.2 < single < 0.8
-    again = minimum_norm(random, images, labels, settings)
+    again = nearest(random, images, labels, **how)
     assert again[0].equal(found) and again[1].equal(distances)
 
 
@@ -334,8 +330,8 @@ def test_a_random_model_is_no_farther_than_averaged_gradients_reach(family, digi
     random = prune(family, model, 1.0 if family == "SAP" else 0.1).model
     images, labels = (part[:16] for part in digits)
     cost, other = Cost(), Cost()
-    how = MinimumNormSettings(steps=60, restarts=2, draws=2, backward="identity", cost=cost)
-    _, distances = minimum_norm(random, images, labels, how)
+    how = {"steps": 60, "restarts": 2, "draws": 2, "backward": "identity"}
+    _, distances = nearest(random, images, labels, **how, cost=cost)
     eps = float(distances.median())
     options = {"loss": "margin", "draws": 10, "backward": "identity", "cost": other}
     adv = pgd(random, images, labels, eps, eps / 12, 40, **options)
@@ -347,15 +343,14 @@ def test_a_random_model_is_no_farther_than_averaged_gradients_reach(family, digi
 
 def test_the_method_notes_distances_and_stretches_to_the_budget():
     model, images, labels, known = linear_problem("Linf")
-    setting = typed("d", OtherAttack(method="minimum_norm", eps=float(known.median())))
-    context = Context()
-    images_found = method_of(setting).function(model, images, labels, setting, context)
-    distance = context.found["distance"]
+    eps, found = float(known.median()), {}
+    images_found = attack("minimum_norm", model, images, labels, eps=eps, found=found)
+    distance = found["distance"]
     assert (distance / known - 1).abs().max() < 0.02
     change = (images_found - images).flatten(1)
-    inside = distance <= setting.eps
+    inside = distance <= eps
     assert 10 < inside.sum() < 30
-    assert torch.allclose(change.abs().amax(1), torch.tensor(setting.eps))
+    assert torch.allclose(change.abs().amax(1), torch.tensor(eps))
     before, after = (margin(model(x), labels)[~inside] for x in (images, images_found))
     assert (before < after).all() and (after < 0).all()  # on the way to a border farther away
 
@@ -365,8 +360,8 @@ def test_the_method_notes_distances_and_stretches_to_the_budget():
 def test_every_image_fools_is_an_image_and_lies_at_its_distance(network, digits, norm, precision):
     images, labels = digits[0], network(digits[0]).argmax(1)
     labels[:5] = (labels[:5] + 1) % 10  # wrong from the start
-    settings = MinimumNormSettings(norm=norm, steps=30, batch=24, precision=precision)
-    found, distances = minimum_norm(network, images, labels, settings)
+    how = {"norm": norm, "steps": 30, "batch": 24, "precision": precision}
+    found, distances = nearest(network, images, labels, **how)
     change = (found - images).flatten(1)
     size = change.abs().amax(1) if norm == "Linf" else change.norm(dim=1)
     assert distances.isfinite().all() and torch.allclose(size, distances)
@@ -377,7 +372,7 @@ def test_every_image_fools_is_an_image_and_lies_at_its_distance(network, digits,
 
 def test_is_not_far_above_the_smallest_budget_at_which_pgd_fools(network, digits):
     images, labels = digits[0], network(digits[0]).argmax(1)
-    _, distances = minimum_norm(network, images, labels, MinimumNormSettings(steps=60))
+    _, distances = nearest(network, images, labels, steps=60)
     for quantile in (0.3, 0.6, 0.9):
         eps = float(distances.quantile(quantile))
         adv = pgd(network, images, labels, eps, eps / 4, 30, loss="margin", drop=True)
@@ -394,23 +389,22 @@ def test_no_worse_than_the_same_attack_of_foolbox(network, digits, norm):
     _, theirs, _ = kind(steps=40)(peer, images, labels, epsilons=None)
     change = (theirs - images).flatten(1)
     size = change.abs().amax(1) if norm == "Linf" else change.norm(dim=1)
-    _, ours = minimum_norm(network, images, labels, MinimumNormSettings(norm=norm, steps=40))
+    _, ours = nearest(network, images, labels, norm=norm, steps=40)
     assert ours.median() <= 1.01 * size.median()
 
 
 def test_a_model_that_nothing_fools_gives_infinite_distances_and_the_clean_images():
     model = Linear(torch.zeros(3, 12))
     images, labels = torch.rand(4, 3, 2, 2), torch.zeros(4, dtype=torch.int64)
-    found, distances = minimum_norm(model, images, labels, MinimumNormSettings(steps=5))
+    found, distances = nearest(model, images, labels, steps=5)
     assert distances.isinf().all() and found.equal(images)
 
 
 def test_cost_and_progress_are_as_promised(network, digits):
     pair, cost, done = (digits[0], network(digits[0]).argmax(1)), Cost(), list[int]()
-    settings = MinimumNormSettings(steps=7, batch=20, cost=cost, progress=done.append)
-    one = minimum_norm(network, *pair, settings)
+    one = nearest(network, *pair, steps=7, batch=20, cost=cost, progress=done.append)
     assert sum(done) == cost.gradients == 64 * 7 < cost.forwards
-    other = minimum_norm(network, *pair, replace(settings, batch=64))
+    other = nearest(network, *pair, steps=7, batch=64)
     assert (one[1].nan_to_num(posinf=1) - other[1].nan_to_num(posinf=1)).abs().max() < 0.02
 
 
@@ -424,7 +418,6 @@ def test_an_image_at_a_tie_has_a_distance_too(network, digits):
         inside = network(image + middle * (other - image)).argmax(1) == label
         low, high = (middle, high) if inside else (low, middle)
     tie = image + low * (other - image)
-    settings = MinimumNormSettings(precision="bfloat16", steps=60)
-    found, distances = minimum_norm(network, tie, label, settings)
+    found, distances = nearest(network, tie, label, precision="bfloat16", steps=60)
     assert network(tie).argmax(1) == label != network(found).argmax(1)
     assert distances.isfinite().all() and distances < 0.05

@@ -4,7 +4,7 @@ import copy
 import random
 import sys
 import threading
-from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +16,10 @@ from masked import Around
 from torch import Tensor, nn
 
 from advprune import evaluate, load_model, prune
-from advprune.attacks import bitflip, pgd
-from advprune.attacks.apgd import APGDSettings, apgd
-from advprune.attacks.autoattack import autoattack
+from advprune.attacks import attack, bitflip, pgd
 from advprune.attacks.bit_search import random_flips
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import attack_copy
-from advprune.attacks.minimum_norm import MinimumNormSettings, minimum_norm
-from advprune.attacks.square import square
 from advprune.core.errors import UserError
 from advprune.evaluate.records import Work, all_logits
 from advprune.models.border import admitted
@@ -62,14 +58,12 @@ def flat():
 # Of a model, images, labels and a budget; other options by name.
 IN_A_BALL = {
     "pgd": lambda m, x, y, eps=0.1, step=0.05, steps=3, **o: pgd(m, x, y, eps, step, steps, **o),
-    "apgd": lambda m, x, y, eps=0.1, **o: apgd(m, x, y, APGDSettings(eps, **({"steps": 3} | o))),
-    "square": lambda m, x, y, eps=0.1, **o: square(m, x, y, eps, **({"queries": 5} | o)),
-    "autoattack": lambda m, x, y, eps=0.1, **o: autoattack(m, x, y, eps, **o)[0],
+    "apgd": partial(attack, "apgd", eps=0.1, steps=3),
+    "square": partial(attack, "square", eps=0.1, queries=5),
+    "autoattack": partial(attack, "autoattack", eps=0.1),
 }
 ENTRIES = IN_A_BALL | {
-    "minimum_norm": lambda m, x, y, **o: minimum_norm(
-        m, x, y, MinimumNormSettings(**({"steps": 3} | o))
-    )[0],
+    "minimum_norm": partial(attack, "minimum_norm", eps=0.1, steps=3),
     "score": lambda m, x, y, **o: evaluate.score(m, x, x, y, **o),
     "bitflip": lambda m, x, y, **o: bitflip(m, x, y, budget=2, **o).table,
 }
@@ -154,8 +148,8 @@ def test_a_model_that_gives_no_logits_is_refused(attack, kind, digits):
 def test_logits_of_another_kind_are_taken(made, digits):
     model = made()
     images, labels = digits[0][:4], digits[1][:4]
-    for attack in {*QUICK} - {"score", "bitflip"}:
-        ENTRIES[attack](model, images, labels)
+    for entry in {*QUICK} - {"score", "bitflip"}:
+        ENTRIES[entry](model, images, labels)
     found = evaluate.score(model, images, images, labels)
     assert found.clean_pred.tolist() == model(images).argmax(1).tolist()
 
@@ -214,11 +208,11 @@ def test_images_of_any_layout_give_the_same(attack, layout, digits):
 
 
 NAN, INF = float("nan"), float("inf")
-BUDGETS = (8, NAN, -0.1, INF, "8/255", None, True, 1j, [0.1], Fraction(1, 9))
+BUDGETS = (8, NAN, -0.1, INF, "8-255", None, True, 1j, [0.1])
 OPTIONS = {
     "pgd": {
-        **{"eps": BUDGETS, "steps": (-1, 2.5, "5", None, INF, True), "restarts": (0, 1.5)},
-        **{"step": (-1, "2/255", None, NAN), "batch": (0, 2.5, "8", 2**70), "draws": (0,)},
+        **{"eps": BUDGETS, "steps": (-1, 2.5, "many", None, INF, True), "restarts": (0, 1.5)},
+        **{"step": (-1, "half", None, NAN), "batch": (0, 2.5, "8", 2**70), "draws": (0,)},
         **{"start": (torch.rand(3, 1, 8, 8), np.zeros(3), "best"), "momentum": (2, "a")},
         **{"norm": ("linf", "L1"), "loss": ("hinge",), "keep": ("first",)},
         "precision": ("float16",),
@@ -229,7 +223,7 @@ OPTIONS = {
         "batch": (0,),
     },
     "autoattack": {
-        **{"eps": (-0.1, 1.5, NAN), "norm": ("L1",), "version": ("auto",), "batch": (0,)}
+        **{"eps": (-0.1, 1.5, NAN), "norm": ("L1",), "version": ("plus",), "batch": (0,)}
     },
     "minimum_norm": {"norm": ("L1",), "batch": (0,)},
     "score": {"batch": (0, "8"), "passes": (0, 2.5)},
@@ -517,7 +511,8 @@ def test_no_trace_is_left(network, digits, attack):
 def test_never_leaves_the_budget_or_the_pixel_range(network, digits, attack, norm):
     more = {"drop": {"drop": True, "restarts": 2}, "best": {"keep": "best"}}.get(attack, {})
     for eps in (0.0, 0.15 if norm == "Linf" else 0.8):
-        adv = IN_A_BALL.get(attack, IN_A_BALL["pgd"])(network, *digits, eps, norm=norm, **more)
+        how = {"eps": eps, "norm": norm} | more
+        adv = IN_A_BALL.get(attack, IN_A_BALL["pgd"])(network, *digits, **how)
         change = (adv - digits[0]).flatten(1)
         size = change.abs().amax(1) if norm == "Linf" else change.norm(dim=1)
         assert size.max() <= eps + 1e-6 and adv.min() >= 0 and adv.max() <= 1

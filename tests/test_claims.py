@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from handmade import MODELS, N, layer_table, model, run_of, settings
+from handmade import MODELS, N, layer_table, model, settings
+from planted import whole as run_of
 from scipy.stats import binomtest
 from scipy.stats import norm as normal
 from scipy.stats import t as student

@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from handmade import N, model, run_of, settings
+from handmade import N, model, settings
 from masked import Around
 from PIL import Image
+from planted import whole as run_of
 from scipy.ndimage import gaussian_filter
 from scipy.stats import ttest_rel
 from sklearn.datasets import load_digits

@@ -5,19 +5,13 @@ A room is a folder of src/advprune.
 
 import ast
 import fnmatch
-import json
 import re
 import shutil
-import subprocess
-import sys
-import time
 from functools import cache
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pandas as pd
 import pytest
-import typer
 from dvc.dependency.param import ParamsDependency
 from dvc.repo import Repo
 from ruamel.yaml import YAML
@@ -269,74 +263,3 @@ def test_imports_point_one_way(row):
         for file in folder.rglob("*.py") if folder.is_dir() else [folder.with_suffix(".py")]:
             rooms = {name.split(".")[1] for name in imports_of(file) if "." in name}
             assert rooms <= below, f"{room}/{file.name} imports from {rooms - below}"
-
-
-# --- without DVC ----------------------------------------------------------------------------------
-@pytest.fixture(scope="module")
-def without_dvc():
-    """The script bench/without_dvc.py as a module."""
-    spec = spec_from_file_location("without_dvc", ROOT / "bench" / "without_dvc.py")
-    spec.loader.exec_module(module := module_from_spec(spec))
-    return module
-
-
-def test_the_plan_for_a_machine_without_dvc_is_that_of_dvc(
-    without_dvc, stages, tmp_path, monkeypatch
-):
-    monkeypatch.chdir(ROOT)
-    without_dvc.plan(tmp_path / "plan.json")
-    found = json.loads((tmp_path / "plan.json").read_text())
-    assert set(found) == set(stages)
-    assert found["model@E-robust"]["after"] == ["prepare", "settings", "train@robust"]
-    assert set(found["transfer"]["after"]) >= {name for name in stages if "attack" in name}
-    first = without_dvc.waiting(found)
-    assert first["settings"] == len(stages) - 1 and first["summarize"] == 0
-
-
-def test_stages_run_side_by_side_in_order_and_go_on_after_a_failure(
-    without_dvc, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.chdir(tmp_path)
-    names = {"a": [], "b": ["a"], "c": ["a"], "d": ["b", "c"], "e": [], "model@f": ["e"]}
-    commands = {"b": "[ -e a ] && false", "e": "sleep 60"}
-    plan = {
-        name: {
-            "command": commands.get(name, f"touch {name[-1]}"),
-            "outs": [name[-1]],
-            "after": after,
-        }
-        for name, after in names.items()
-    }
-    plan["model@f"]["command"] = 'echo "${DVC_STAGE#*@}" > f'
-    Path("plan.json").write_text(json.dumps(plan))
-
-    def ended(**options):
-        with pytest.raises(typer.Exit) as status:
-            without_dvc.run(Path("plan.json"), **options)
-        return status.value.exit_code, capsys.readouterr().out
-
-    status, said = ended(processes=3, seconds=2)
-    assert status and "b FAILED (1, timings/stages/b.log)" in said and "c done" in said
-    assert "e: stopped" in said and "not begun: d, model@f" in said and not Path("d").exists()
-    plan["b"]["command"], plan["e"]["command"] = "touch b", "true"
-    plan["c"]["command"] = "false"  # it has ended well before
-    Path("plan.json").write_text(json.dumps(plan))
-    status, said = ended(processes=2, leave="b")
-    assert status and "e FAILED (0" in said and "c " not in said  # it made nothing
-    assert "not begun: d, model@f" in said
-    plan["e"]["command"] = "touch e"
-    Path("plan.json").write_text(json.dumps(plan))
-    assert ended()[0] == 0 and Path("d").exists() and Path("f").read_text() == "f\n"
-
-
-def test_an_interrupt_leaves_no_stage_running(without_dvc, tmp_path):
-    plan = {"a": {"command": "echo $$ > pid; sleep 60", "outs": [], "after": []}}
-    (tmp_path / "plan.json").write_text(json.dumps(plan))
-    words = [sys.executable, without_dvc.__file__, "run", "plan.json"]
-    process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.DEVNULL)
-    while not (tmp_path / "pid").is_file() or not (tmp_path / "pid").read_text():
-        time.sleep(0.05)
-    process.terminate()
-    process.wait(20)
-    stat = Path("/proc") / (tmp_path / "pid").read_text().strip() / "stat"
-    assert not stat.is_file() or stat.read_text().split()[2] == "Z"

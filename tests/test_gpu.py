@@ -5,9 +5,8 @@ import copy
 import pytest
 import torch
 
-from advprune.attacks.apgd import APGDSettings, apgd
+from advprune.attacks import attack
 from advprune.attacks.engine import attack_copy
-from advprune.attacks.minimum_norm import MinimumNormSettings, minimum_norm
 from advprune.attacks.pgd import random_point
 from advprune.core.device import full_precision
 from advprune.core.train_settings import RecipeSettings, TrainSettings
@@ -17,6 +16,7 @@ from advprune.pruning import Data, prune
 from advprune.pruning.hydra import attach_scores, smallest
 from advprune.quantization.post_training import quantize, twin_agreement
 from advprune.training.standard import Trainer
+from conftest import nearest
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -91,14 +91,12 @@ def test_scores_there_are_in_full_precision_and_integers_are_exact(network, digi
 def test_attacks_take_images_from_the_cpu_and_agree_with_it(network, digits):
     images, labels = digits[0], network(digits[0]).argmax(1)
     there = copy.deepcopy(network).cuda()
-    settings = APGDSettings(0.02, 12, batch=24)
-    found, known = apgd(there, images, labels, settings), apgd(network, images, labels, settings)
+    how = {"eps": 0.02, "steps": 12, "batch": 24}
+    found, known = (attack("apgd", m, images, labels, **how) for m in (there, network))
     assert found.device.type == "cpu"
     wrong = [network(x).argmax(1) != labels for x in (found, known)]
     assert (wrong[0] != wrong[1]).sum() <= 2
-    pair = [
-        minimum_norm(m, images, labels, MinimumNormSettings(steps=30)) for m in (there, network)
-    ]
+    pair = [nearest(m, images, labels, steps=30) for m in (there, network)]
     assert (pair[0][1].median() / pair[1][1].median() - 1).abs() < 0.02
 
 

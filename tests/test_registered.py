@@ -8,23 +8,21 @@ import torch
 from masked import Around
 from torch import nn
 
-from advprune.attacks import pgd
+from advprune.attacks import attack, pgd
 from advprune.attacks.cost import Cost
-from advprune.attacks.hopskipjump import HopSkipJumpSettings, hopskipjump
+from advprune.attacks.hopskipjump import hopskipjump
 from advprune.attacks.losses import margin
-from advprune.attacks.opening import Options
 from advprune.attacks.pgd import sizes
-from advprune.attacks.registry import Context, method_of, typed
+from advprune.attacks.registry import given, method_of, typed
 from advprune.core.attack_settings import OtherAttack
 from advprune.core.errors import UserError
 from advprune.evaluate.craft import craft
 from conftest import Linear, grey_images
 
 
-def attacked(model, pair, how=None, **setting):
-    """What the registered attack of `method` finds."""
-    s = typed("a", OtherAttack(**{"eps": 0.05} | setting))
-    return method_of(s).function(model, *pair, s, how or Context())
+def attacked(model, pair, method, **options):
+    """What it finds within 0.05, if not said otherwise."""
+    return attack(method, model, *pair, **{"eps": 0.05} | options)
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.05), ("L2", 0.3)])
@@ -33,14 +31,14 @@ def test_nes_comes_near_the_known_optimum_of_a_linear_model(linear, norm, eps):
     images, _ = grey_images(12)
     labels = linear(images).argmax(1)
     size = linear.worst(labels).flatten(1).norm(1 if norm == "Linf" else 2, dim=1)
-    how, sizes = Context(), {"step": eps / 10, "sigma": 0.01, "steps": 40, "samples": 64}
-    found = attacked(linear, (images, labels), how, method="nes", norm=norm, eps=eps, **sizes)
+    cost, sizes = Cost(), {"step": eps / 10, "sigma": 0.01, "steps": 40, "samples": 64}
+    found = attacked(linear, (images, labels), "nes", norm=norm, eps=eps, cost=cost, **sizes)
     before, after = (margin(linear(x), labels).detach() for x in (images, found))
     right = after <= 0  # the others were let go as soon as they were fooled
     share = ((after - before) / (eps * size))[right]
     assert right.any() and share.min() > 0.9 and share.max() <= 1 + 1e-4
     assert ((before + eps * size > 0) | right).all()
-    assert not how.cost.gradients and how.cost.forwards <= 12 * (1 + 40 * (2 * 64 + 1))
+    assert not cost.gradients and cost.forwards <= 12 * (1 + 40 * (2 * 64 + 1))
 
 
 def test_nes_fools_where_there_is_no_gradient_and_does_not_depend_on_the_batch(network, digits):
@@ -50,8 +48,8 @@ def test_nes_fools_where_there_is_no_gradient_and_does_not_depend_on_the_batch(n
     pair = images, model(images).argmax(1)
     blind = pgd(model, *pair, 0.05, 0.01, 10, random_start=False)
     assert (model(blind).argmax(1) == pair[1]).all()
-    how = {"method": "nes", "step": 0.0125, "sigma": 0.02, "steps": 10, "samples": 16}
-    whole, parts = (attacked(model, pair, Context(seed=4, batch=b), **how) for b in (16, 5))
+    sizes = {"step": 0.0125, "sigma": 0.02, "steps": 10, "samples": 16}
+    whole, parts = (attacked(model, pair, "nes", seed=4, batch=b, **sizes) for b in (16, 5))
     assert (model(whole).argmax(1) == pair[1]).float().mean() < 0.7
     assert ((whole - parts).abs() > 1e-5).float().mean() < 0.05
     assert (whole - images).abs().max() <= 0.05 + 1e-6
@@ -68,9 +66,9 @@ def test_attacks_by_answers_take_no_gradient_of_the_model_and_repeat(network, di
     found = []
     for state in (1, 2):  # whatever the caller's random state is
         torch.manual_seed(state)
-        how = Context(seed=3, pixels=True)
-        found.append(attacked(network, digits, how, **setting))
-        assert how.cost.forwards and not how.cost.gradients
+        cost = Cost()
+        found.append(attacked(network, digits, **setting, seed=3, pixels=True, cost=cost))
+        assert cost.forwards and not cost.gradients
     assert not method_of(typed("a", OtherAttack(eps=0.1, **setting))).differentiates
     assert torch.equal(*found) and ((found[0] * 255) - (found[0] * 255).round()).abs().max() < 1e-3
 
@@ -119,8 +117,8 @@ def searched(queries, norm="L2", **options):
     """Distances of the images, which are those of what fools the model."""
     model, images = two_sides()
     labels = model(images).argmax(1)
-    s = HopSkipJumpSettings(method="hopskipjump", eps=0.1, norm=norm, queries=queries)
-    adv, distances = hopskipjump(model, images, labels, s, Options(norm=norm, **options))
+    how = given("hopskipjump", eps=0.1, norm=norm, queries=queries, **options)
+    adv, distances = hopskipjump(model, images, labels, *how)
     assert torch.allclose(sizes(adv - images, norm), distances)
     assert (model(adv).argmax(1) != labels)[distances.isfinite()].all() and len(labels.unique()) > 1
     return distances
@@ -144,11 +142,11 @@ def test_no_image_costs_more_answers_than_it_may_and_the_size_of_a_batch_changes
 
 def test_what_is_wrong_already_and_what_nothing_fools():
     (model, images), never = two_sides(), Linear(torch.zeros(2, 36).double())
-    s = HopSkipJumpSettings(method="hopskipjump", eps=0.1, queries=400)
     wrong = 1 - model(images).detach().argmax(1)
+    how = given("hopskipjump", eps=0.1, queries=400)
     for network, labels, far in ((model, wrong, 0.0), (never, torch.zeros(12).long(), torch.inf)):
         with torch.no_grad():
-            adv, distances = hopskipjump(network, images, labels, s)
+            adv, distances = hopskipjump(network, images, labels, *how)
         assert (distances == far).all() and torch.equal(adv, images)
 
 

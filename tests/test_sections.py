@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from handmade import EPS, N, first, layer_table, model, records, run_of, settings
+from handmade import EPS, N, first, layer_table, model, records, settings
+from planted import whole as run_of
 from scipy.stats import binomtest
 
 from advprune.core.claims import Claim

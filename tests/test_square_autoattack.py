@@ -5,7 +5,7 @@ import json
 import logging
 import math
 import sys
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pandas as pd
 import pytest
@@ -14,16 +14,26 @@ from scipy.stats import binomtest
 from torch import nn
 from workspace import ROOT
 
-from advprune.attacks.autoattack import autoattack
+from advprune.attacks import attack
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import attack_copy
 from advprune.attacks.losses import margin
 from advprune.attacks.pixels import to_pixels
-from advprune.attacks.square import side, square
+from advprune.attacks.square import side
 from advprune.core.errors import UserError
-from advprune.core.resume import Parts
 from advprune.pruning import prune
 from conftest import Linear
+
+
+def square(model, images, labels, eps, **options):
+    return attack("square", model, images, labels, eps=eps, **options)
+
+
+def autoattack(model, images, labels, eps, **options):
+    """The images, and how many are right after each attack."""
+    counts = {}
+    how = options | {"eps": eps, "breakdown": counts}
+    return attack("autoattack", model, images, labels, **how), counts
 
 
 def seeded(seed):
@@ -255,8 +265,8 @@ def short(monkeypatch):
 
     def shorter(self, version):
         choose(self, version)
-        for attack in (self.apgd, self.apgd_targeted, self.fab):
-            attack.n_iter = 20
+        for part in (self.apgd, self.apgd_targeted, self.fab):
+            part.n_iter = 20
         self.square.n_queries = 1000
 
     monkeypatch.setattr(package, "_set_version", shorter)
@@ -341,62 +351,6 @@ def test_autoattack_with_few_classes(digits):
         autoattack(perceptron(classes=3), images, labels % 3, 0.03)
     with pytest.raises(UserError, match="at least 3 classes, the model has 2"):
         autoattack(perceptron(classes=2), images, labels % 2, 0.03, version="rand")
-
-
-def interrupt(*_, **__):
-    raise KeyboardInterrupt
-
-
-@pytest.mark.usefixtures("short")
-def test_autoattack_resumes_after_a_kill(digits, tmp_path, monkeypatch):
-    base = pytest.importorskip("pyautoattack.autopgd_base")
-    model = perceptron()
-    images, labels = own_labels(model, digits[0][:8])
-    parts, costs = Parts(tmp_path, "aa", files=[]), [Cost(), Cost()]
-    whole, counts = autoattack(model, images, labels, 0.1, batch=3, cost=costs[0])
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(base.APGDAttack_targeted, "perturb", interrupt)
-        autoattack(model, images, labels, 0.1, batch=3, parts=parts)
-    names = sorted(path.stem for path in parts.folder.iterdir())
-    kept = "autoattack-standard-Linf-0.1-0-8-apgd-ce"
-    assert names == [f"{kept}-{i}" for i in range(3)]  # 7 images, 3 at a time
-    monkeypatch.setattr(base.APGDAttack, "perturb", interrupt)  # what is kept is not run again
-    known = {"batch": 3, "cost": costs[1], "parts": parts}
-    resumed, again = autoattack(model, images, labels, 0.1, **known)
-    assert torch.equal(resumed, whole) and again == counts and costs[0] == costs[1]
-    assert 0 < counts["apgd-t"] < counts["apgd-ce"]  # there was work left at the kill
-
-
-@pytest.mark.usefixtures("short")
-def test_autoattack_at_two_budgets_keeps_two_sets_of_parts(digits, tmp_path):
-    pytest.importorskip("pyautoattack")
-    model, parts = perceptron(), Parts(tmp_path, "aa", files=[])
-    pair = own_labels(model, digits[0][:8])
-    autoattack(model, *pair, 0.3, batch=3, parts=parts)
-    assert autoattack(model, *pair, 0.02, parts=parts)[1] == autoattack(model, *pair, 0.02)[1]
-
-
-@pytest.mark.usefixtures("short")
-def test_a_randomized_evaluation_resumes_with_the_same_draws(digits, tmp_path, monkeypatch):
-    base = pytest.importorskip("pyautoattack.autopgd_base")
-    model = Noisy(perceptron(), 0.3)  # so loud that predictions change from draw to draw
-    images, labels = own_labels(model.inner, digits[0][:12])
-    options: dict[str, Any] = {"version": "rand", "batch": 4, "seed": 3}
-    whole, counts = autoattack(model, images, labels, 0.05, **options)
-    parts, calls, perturb = Parts(tmp_path, "aa", files=[]), list[int](), base.APGDAttack.perturb
-
-    def second_call_dies(*arguments):
-        calls.append(1)
-        return interrupt() if len(calls) == 2 else perturb(*arguments)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(base.APGDAttack, "perturb", second_call_dies)
-        autoattack(model, images, labels, 0.05, parts=parts, **options)
-    names = [path.stem for path in parts.folder.iterdir()]
-    assert names == ["autoattack-rand-Linf-0.05-3-12-apgd-ce-0"]
-    torch.manual_seed(99)  # whatever the random state of the second process is
-    resumed, again = autoattack(model, images, labels, 0.05, parts=parts, **options)
-    assert torch.equal(resumed, whole) and again == counts
 
 
 def test_autoattack_is_quiet(digits, capfd, caplog):

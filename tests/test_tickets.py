@@ -384,30 +384,6 @@ def test_a_search_says_whether_it_converged_on_images_it_did_not_see(data, monke
     assert "converged" not in control and control["kernel_distance"] > 0.3
 
 
-def test_a_killed_search_goes_on_where_it_was(data, tmp_path, monkeypatch):
-    def made(known, seed=0):
-        return prune("AWT", tiny(), setting("AWT", ONE_EPOCH), known, seed)
-
-    whole, kept = made(data), replace(data, state=tmp_path / "training.pt")
-    assert not same(whole, made(data, seed=1))
-    steps, descend = [], Search._descend
-
-    def killed(self):
-        steps.append(self.step)
-        if steps.count(3) == 1 and self.step == 3:
-            raise KeyboardInterrupt
-        descend(self)
-
-    monkeypatch.setattr(Search, "_descend", killed)
-    with pytest.raises(KeyboardInterrupt):
-        made(kept)
-    resumed = made(kept)
-    assert same(resumed, whole) and resumed.notes == whole.notes
-    (tmp_path / "training.pt").unlink()  # as if killed in the first epoch of training
-    assert same(made(kept), whole)
-    assert steps == [0, 1, 2, 3, 2, 3]  # kept at the choice of the mask, and not searched again
-
-
 def test_tickets_are_trained_on_equal_batches(data, monkeypatch):
     seeds = []
     monkeypatch.setattr(

@@ -179,14 +179,6 @@ def test_the_epoch_of_highest_robust_accuracy_is_kept(digits, tmp_path, monkeypa
     assert same_weights(run.model, seen[5]) and not same_weights(seen[5], seen[9])
 
 
-def test_robust_accuracy_is_that_of_the_validation_attack(digits, tmp_path):
-    recipe = {"method": "pgd", "steps": 2, "budget": 0.5, "probe_steps": 5}
-    run = trainer(digits, tmp_path / "a.pt", recipe=recipe)
-    best = max(row["val_robust_accuracy"] for row in run.run())
-    attacked = pgd(run.model, digits[0], digits[1], EPS / 2, 8 / 255, 5)
-    assert abs(accuracy(run.model, attacked, digits[1]) - best) < 0.02
-
-
 def test_the_usual_inner_steps_cross_the_ball():
     """PGD-3 with steps of eps/4 from the far side would not reach its middle."""
     lengths = [RecipeSettings(method="pgd", steps=n).stride for n in (1, 3, 5, 7, 10)]
@@ -199,18 +191,18 @@ def test_the_usual_inner_steps_cross_the_ball():
 
 
 def test_adversarial_training_makes_robust(few):
-    """Networks of width 4 after 10 epochs on 600 digits."""
+    """Networks of width 4 after 10 epochs on 600 digits; histories say how robust they are."""
     train = SETTINGS.model_copy(update={"epochs": 10, "lr": 0.1, "batch": 64})
     settings = Profile.model_construct(model=ModelSettings(width=4), train=train)
-    images, labels = few["val"].images / 255, few["val"].labels
-    robust = {}
+    images, labels, robust = few["val"].images / 255, few["val"].labels, {}
     for method in ("standard", "pgd"):
         recipe = RecipeSettings(method=method, steps=2, budget=0.5)
         model, history = load_or_train(settings, "any", recipe, inputs(few))
         attacked = pgd(model, images, labels, EPS / 2, 6 / 255, 10, drop=True)
         robust[method] = accuracy(model, attacked, labels)
-        assert len(history) == 10
     assert robust["pgd"] > robust["standard"] + 0.15, robust
+    best = max(row["val_robust_accuracy"] for row in history)
+    assert len(history) == 10 and abs(best - robust["pgd"]) < 0.03
 
 
 def test_weights_given_for_a_recipe_are_loaded(few, tmp_path):
@@ -347,6 +339,15 @@ def hydra(digits, few, state):
     return made.model, made.notes
 
 
+def ticket(digits, few, state):
+    """A search that keeps its state at steps 0, 2 and 4, then two epochs."""
+    search = {"batch": 4, "attack_steps": 1, "steps": 4, "refresh": 2}
+    setting = {"sparsity": 0.9, "search": search, "train": TWO}
+    train = TrainSettings(batch=32, eps=16 / 255)
+    made = prune("AWT", make_network(digits[0], width=2), setting, Data(*digits, train, state))
+    return made.model, made.notes
+
+
 def substitute(digits, few, state):
     """Of a network that draws its own answers."""
     target = prune("SAP", make_network(digits[0]), 0.5).model
@@ -380,23 +381,24 @@ def growth(digits, few, state):
 
 
 @pytest.mark.parametrize(
-    ("make", "killed", "epochs"),
+    ("make", "killed", "whole"),
     [
         *((make, 1, 2) for make in (robust, with_dropout, substitute, binary, growth)),
         *((hydra, killed, 4) for killed in (1, 3)),
+        *((ticket, killed, 5) for killed in (2, 4)),
     ],
 )
-def test_a_killed_training_goes_on_where_it_was(make, killed, epochs, digits, few, tmp_path):
+def test_what_is_killed_goes_on_where_it_was(make, killed, whole, digits, few, tmp_path):
     """Whatever the global random state was; no epoch is run a second time."""
     torch.manual_seed(1)
-    whole, facts = make(digits, few, None)
+    unbroken, facts = make(digits, few, None)
     place = tmp_path / "training.pt"
     with stored(kill_after=killed):
         make(digits, few, place)
     torch.manual_seed(2)
     with stored() as rest:
         resumed, again = make(digits, few, place)
-    assert same_weights(whole, resumed) and again == facts and killed + len(rest) == epochs
+    assert same_weights(unbroken, resumed) and again == facts and killed + len(rest) == whole
     place.write_bytes(b"half a file")
     with pytest.raises(UserError, match=r"training\.pt is damaged; delete it"):
         make(digits, few, place)

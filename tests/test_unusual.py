@@ -118,6 +118,14 @@ def test_multiplications_by_hand(make, macs):
     assert inert_of(model, (1, 4, 4)) == 0
 
 
+def test_weights_that_meet_only_padding_by_hand():
+    """At dilation 2, a filter on a map of 2x2 reaches two rows on: the middle alone counts."""
+    wide = nn.Conv2d(1, 4, 3, padding="same", dilation=2)
+    model = nn.Sequential(wide, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+    assert inert_of(model, (1, 2, 2)) == 8 * 4 / (36 + 4 + 12 + 3)
+    assert inert_of(model, (1, 4, 4)) == 0
+
+
 def test_an_audit_counts_all_parameters_and_takes_layers_for_what_they_are():
     model = made("Mixed")
     with torch.no_grad():

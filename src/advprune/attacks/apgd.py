@@ -10,7 +10,7 @@ are misclassified, make room for the next ones. So every run counts its own step
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from types import SimpleNamespace
@@ -20,61 +20,26 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from advprune.attacks.checks import check_choice, check_numbers
 from advprune.attacks.losses import Loss, cross_entropy, dlr
-from advprune.attacks.opening import Opened, Options, opened, options, wide
+from advprune.attacks.opening import Opened, opened, wide
 from advprune.attacks.pgd import ascend, project
 from advprune.attacks.registry import Context, method
 from advprune.core.attack_settings import GradientAttack
 from advprune.core.device import salted
-from advprune.models.border import refuse
 
 TOGETHER = 16  # batches' worth of images that share a queue: however many processes there are
 RHO = 0.75  # the step is halved where the loss rose in no larger part of the steps
 
 
-@dataclass(frozen=True)
-class APGDSettings(Options):
-    """How to attack; more in `Options`.
+class APGDSettings(GradientAttack):
+    """Settings of `method: apgd`.
 
-    eps: budget in units of the pixel range. steps: gradient steps. loss: `ce`, `dlr`, or
-    `targeted`: the difference of logits ratio towards a wrong class, one run for each of `targets`
-    classes, in the order of the clean logits. restarts: random starts (a run each), drawn by
-    `seed`; a sample's start does not depend on the batch. start: images to begin from in the place
-    of the first draws. drop: stop working on a sample once it is misclassified (never with a model
-    that draws at random). progress: of `N * steps * restarts`, for `targeted` times `targets`.
+    steps: gradient steps. loss: `ce`, `dlr`, or `targeted`: the difference of logits ratio towards
+    a wrong class, one run for each of `targets` classes, in the order of the clean logits.
+    restarts: random starts (a run each), drawn by `seed`; given images to begin from take the place
+    of the first. drop: stop working on a sample once it is misclassified (never with a model that
+    draws at random). Progress is of `N * steps * restarts`, for `targeted` times `targets`.
     """
-
-    eps: float
-    steps: int = 100
-    loss: str = "ce"
-    targets: int = 9
-    restarts: int = 1
-    start: Tensor | None = None
-    drop: bool = True
-
-
-def apgd(model: nn.Module, images: Tensor, labels: Tensor, settings: APGDSettings) -> Tensor:
-    """Attack `images` `[N, C, H, W]` in [0, 1]; return images of the same shape, in [0, 1].
-
-    A misclassified sample comes back as its first such iterate (one that is wrong from the start:
-    unchanged); any other as its iterate of highest loss. Without `drop`, all come back so.
-    Raises ValueError on shapes, ranges or options that make no sense.
-    """
-    s = settings
-    check_numbers("apgd", 1, steps=s.steps, restarts=s.restarts, targets=s.targets)
-    check_choice("apgd", "loss", s.loss, tuple(LOSSES))
-    wrong = s.start is not None and s.start.shape != images.shape
-    refuse("apgd", {"start must have the images' shape": wrong})
-    with opened("apgd", model, (images, labels), s.eps, s) as at:
-        at = replace(at, options=replace(s, drop=s.drop and not at.randomized))
-        every = torch.arange(len(images))
-        (found,) = at.run(partial(_search, at), every, every, together=TOGETHER)
-    return found
-
-
-class APGDMethod(GradientAttack):
-    """Settings of `method: apgd`: those of `APGDSettings` that a suite may choose."""
 
     method: Literal["apgd"]
     steps: int = Field(default=100, ge=1, le=100000)
@@ -88,18 +53,22 @@ class APGDMethod(GradientAttack):
         return min(self.targets, classes - 1) if self.loss == "targeted" else 1
 
 
-@method("apgd", APGDMethod, starts=True)
-def _apgd(model: nn.Module, images: Tensor, labels: Tensor, s: APGDMethod, how: Context) -> Tensor:
-    return apgd(model, images, labels, options(APGDSettings, s, how))
+@method("apgd", APGDSettings, starts=True)
+def apgd(model: nn.Module, images: Tensor, labels: Tensor, s: APGDSettings, how: Context) -> Tensor:
+    """A misclassified sample comes back as its first such iterate (one that is wrong at once:
+    unchanged); any other as its iterate of highest loss. Without `drop`, all come back so."""
+    with opened(model, images, labels, s, how) as at:
+        at = replace(at, setting=s.model_copy(update={"drop": s.drop and not at.randomized}))
+        every = torch.arange(len(images))
+        (found,) = at.run(partial(_search, at), every, every, together=TOGETHER)
+    return found
 
 
 def _search(
     at: Opened[APGDSettings], images: Tensor, labels: Tensor, numbers: Tensor
 ) -> tuple[Tensor]:
     """The images found. `numbers` are theirs in the whole set."""
-    s, loss, logits = at.options, LOSSES[at.options.loss], at.logits(images)
-    if logits.shape[1] < 2:
-        raise ValueError("apgd: needs at least two classes")
+    s, loss, logits = at.setting, LOSSES[at.setting.loss], at.logits(images)
     aims = labels[:, None, None]  # [n, 1, 1]; targeted: label and class, [n, targets, 2]
     if s.loss == "targeted":
         others = logits.scatter(1, labels[:, None], -torch.inf).argsort(1, descending=True)
@@ -113,8 +82,8 @@ def _search(
         for turn in range(s.restarts * aims.shape[1]):
             yield from ((turn, sample) for sample in range(len(images)) if not decided[sample])
 
-    queue, given = waiting(), (images, aims, numbers)
-    runs = _begun(s, given, list(islice(queue, s.batch)))
+    queue, given, batch = waiting(), (images, aims, numbers), at.how.batch
+    runs = _begun(at, given, list(islice(queue, batch)))
     while len(runs.sample):
         runs.gradient, logits = at.gradient(runs.current, runs.aim, loss)
         if s.drop:
@@ -123,7 +92,7 @@ def _search(
             found[runs.sample[fooled]] = at.shown(runs.current[fooled], runs.clean[fooled])
         decided |= losses == torch.inf
         now, over = loss(logits, runs.aim), runs.done == s.steps
-        s.progress(int((runs.done > 0).sum()))
+        at.how.progress(int((runs.done > 0).sum()))
         better = now > runs.best_loss
         runs.best_loss = torch.where(better, now, runs.best_loss)
         runs.best = torch.where(wide(better), runs.current, runs.best)
@@ -138,25 +107,25 @@ def _search(
         stays = (~over & ~decided[runs.sample]).nonzero()[:, 0]
         runs = SimpleNamespace(**{name: state[stays] for name, state in vars(runs).items()})
         _advance(s, runs, now[stays])
-        if fresh := list(islice(queue, s.batch - len(stays))):
-            more = vars(_begun(s, given, fresh))
+        if fresh := list(islice(queue, batch - len(stays))):
+            more = vars(_begun(at, given, fresh))
             runs = SimpleNamespace(**{n: torch.cat([t, more[n]]) for n, t in vars(runs).items()})
     return (found,)
 
 
 def _begun(
-    s: APGDSettings, given: tuple[Tensor, ...], fresh: list[tuple[int, int]]
+    at: Opened[APGDSettings], given: tuple[Tensor, ...], fresh: list[tuple[int, int]]
 ) -> SimpleNamespace:
     """What is known of runs, by turn and sample, before their first step; each tensor is `[r, …]`.
 
     They start at random points at a distance of eps, cut to [0, 1].
     """
-    images, aims, numbers = given
+    (images, aims, numbers), s = given, at.setting
     turn, sample = torch.tensor(fresh, device=images.device).view(-1, 2).long().unbind(1)
     clean, number = images[sample], numbers[sample].cpu()
     change = torch.empty(clean.shape)
     for place, key in enumerate(zip(turn.tolist(), number.tolist(), strict=True)):
-        seed = salted(s.seed, "apgd", str(key[0] + 1), str(key[1]))
+        seed = salted(at.how.seed, "apgd", str(key[0] + 1), str(key[1]))
         generator = torch.Generator().manual_seed(seed)
         if s.norm == "Linf":
             noise = 2 * torch.rand(clean.shape[1:], generator=generator) - 1
@@ -165,8 +134,8 @@ def _begun(
             noise = torch.randn(clean.shape[1:], generator=generator)
             change[place] = noise / noise.norm()
     start = (clean + s.eps * change.to(clean)).clamp(0, 1)
-    if s.start is not None:
-        start = torch.where(wide(turn == 0), s.start[number].to(clean), start)
+    if at.how.start is not None:
+        start = torch.where(wide(turn == 0), at.how.start[number].to(clean), start)
     count, zeros, nothing = torch.zeros_like(sample), clean.new_zeros(len(sample)), clean * 0
     first = max(int(0.22 * s.steps), 1)
     return SimpleNamespace(

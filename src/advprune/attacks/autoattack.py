@@ -1,4 +1,4 @@
-"""AutoAttack as published, by its authors' code in the package pyautoattack, made resumable.
+"""AutoAttack as published, by its authors' code in the package pyautoattack.
 
 Croce and Hein, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
 Parameter-free Attacks (ICML 2020). `standard`: APGD on the cross-entropy, targeted APGD on the
@@ -9,21 +9,16 @@ draws. Every setting is the package's own; only the loop over attacks and batche
 """
 
 import logging
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from advprune.attacks.checks import check_choice
-from advprune.attacks.engine import by_batch
-from advprune.attacks.opening import Options, opened, options
+from advprune.attacks.opening import Opened, opened
 from advprune.attacks.registry import Context, method
 from advprune.core.attack_settings import Attack
 from advprune.core.errors import UserError
-from advprune.core.resume import Noted, Parts
-from advprune.models.stochastic import is_randomized
 
 FEWEST = {"standard": 4, "rand": 3}  # classes that the (targeted) difference of logits ratio needs
 TARGETS = 9  # target classes of apgd-t and fab-t, as published
@@ -32,80 +27,12 @@ _LOG = logging.getLogger(__name__)
 _LOG.addHandler(logging.NullHandler())
 
 
-@dataclass(frozen=True)
-class AutoAttackOptions(Options):
-    """How AutoAttack is run; more in `Options`.
-
-    version: `standard` for deterministic models, `rand` for randomized ones, whose images count as
-    fooled by a single draw, as published. seed: every batch of every attack starts from it. cost:
-    counts the work, that of resumed parts included. parts: keeps each finished batch.
-    """
-
-    version: str = "standard"
-    parts: Parts | None = None
-
-
-def autoattack(
-    model: nn.Module, images: Tensor, labels: Tensor, eps: float, **changes: Any
-) -> tuple[Tensor, dict[str, int]]:
-    """Attack `images` `[N, C, H, W]` in [0, 1]; return float32 images and how many stay right.
-
-    Each attack runs on the images that are right after those before it, `batch` at a time; counts
-    are keyed `clean`, then by attack in order. Images that no attack fools, and those misclassified
-    from the start, come back unchanged: use none of these to measure transfer. changes: fields of
-    AutoAttackOptions. UserError where pyautoattack is missing or the model has too few classes,
-    ValueError on shapes, ranges or options that make no sense.
-    """
-    how = AutoAttackOptions(**changes)
-    check_choice("autoattack", "version", how.version, tuple(FEWEST))
-    with opened("autoattack", model, (images, labels), eps, how) as at:
-        shown, labels = images.float().contiguous().to(at.device), labels.to(at.device)
-        found, cost = shown.clone(), at.cost
-        torch.manual_seed(how.seed)
-        with torch.no_grad():
-            logits = torch.cat([at.quick(part) for part in shown.split(how.batch)])
-        official, tools = _official(at.quick, eps, how, at.device, logits.shape[1])
-        right = logits.argmax(1) == labels
-        # A suite may have AutoAttack twice, at two budgets.
-        kept = f"autoattack-{how.version}-{how.norm}-{eps:g}-{how.seed}-{len(images)}"
-        counts = {"clean": int(right.sum())}
-
-        def piece(item: tuple[str, Tensor]) -> tuple[Tensor, Tensor]:
-            """Images of a chunk after one attack, and which of them are wrong; on the CPU."""
-            (name, rows), before = item, vars(cost).copy()
-
-            def compute() -> Noted:
-                torch.manual_seed(how.seed)
-                kind = name.partition(" ")[0]
-                official.apgd.loss = kind.removeprefix("apgd-")  # for two of the attacks
-                adv = tools[kind].perturb(shown[rows], labels[rows]).detach()
-                with torch.no_grad():
-                    wrong = at.quick(adv).argmax(1) != labels[rows]
-                spent = {side: count - before[side] for side, count in vars(cost).items()}
-                return adv.cpu(), {"wrong": wrong.tolist()} | spent
-
-            part = f"{kept}-{name.replace(' ', '-')}"
-            adv, facts = compute() if how.parts is None else how.parts.tensor(part, compute)
-            for side, count in before.items():  # that of a part that was read back, too
-                setattr(cost, side, count + facts[side])
-            return adv, torch.tensor(facts["wrong"])
-
-        for name in official.attacks_to_run:
-            chunks = right.nonzero()[:, 0].split(how.batch) if right.any() else ()
-            items = [(f"{name} {number}", rows) for number, rows in enumerate(chunks)]
-            answers = by_batch(at.quick, items, piece, cost)
-            for rows, (adv, wrong) in zip(chunks, answers, strict=True):
-                fooled = rows[wrong.to(rows.device)]
-                found[fooled], right[fooled] = adv[wrong].to(found), False
-            counts[name] = int(right.sum())
-    return found.to(images.device), counts
-
-
 class AutoAttackSettings(Attack):
     """Settings of `method: autoattack`.
 
-    version: standard for deterministic models, rand for randomized ones; auto takes what fits.
-    images: how many test images, the first ones; null takes all.
+    version: standard for deterministic models, rand for randomized ones, whose images count as
+    fooled by a single draw, as published; auto takes what fits. images: how many test images, the
+    first ones; null takes all.
     """
 
     method: Literal["autoattack"]
@@ -123,19 +50,43 @@ class AutoAttackSettings(Attack):
 
 
 @method("autoattack", AutoAttackSettings, searches=("square",))
-def _autoattack(
+def autoattack(
     model: nn.Module, images: Tensor, labels: Tensor, s: AutoAttackSettings, how: Context
 ) -> Tensor:
-    fitting = "rand" if is_randomized(model) else "standard"
-    version = fitting if s.version == "auto" else s.version
-    chosen = vars(options(AutoAttackOptions, s, how, version=version))
-    found, counts = autoattack(model, images, labels, s.eps, **chosen)
-    how.breakdown.update(counts)
-    return found
+    """float32 images; `how.breakdown` gets how many are right at first (`clean`) and after each
+    attack, in order. Each attack, and each of its batches, starts from the seed and works on the
+    images that are right after those before it. Images that no attack fools, and those
+    misclassified from the start, come back unchanged: use none of these to measure transfer.
+    UserError where pyautoattack is missing or the model has too few classes."""
+    with opened(model, images, labels, s, how) as at:
+        shown, labels = images.float().contiguous().to(at.device), labels.to(at.device)
+        found, seed = shown.clone(), how.seed
+        torch.manual_seed(seed)
+
+        @torch.no_grad()
+        def answers(points: Tensor) -> Tensor:
+            return torch.cat([at.quick(part) for part in points.split(how.batch)])
+
+        version = s.version
+        if version == "auto":
+            version = "rand" if at.randomized else "standard"
+        logits = answers(shown)
+        official, tools = _official(at, version, logits.shape[1])
+        right = logits.argmax(1) == labels
+        how.breakdown["clean"] = int(right.sum())
+        for name in official.attacks_to_run:
+            official.apgd.loss = name.removeprefix("apgd-")  # of two of the attacks
+            for rows in right.nonzero()[:, 0].split(how.batch) if right.any() else ():
+                torch.manual_seed(seed)
+                adv = tools[name].perturb(shown[rows], labels[rows]).detach()
+                wrong = answers(adv).argmax(1) != labels[rows]
+                found[rows[wrong]], right[rows[wrong]] = adv[wrong], False
+            how.breakdown[name] = int(right.sum())
+    return found.to(images.device)
 
 
 def _official(
-    model: nn.Module, eps: float, how: AutoAttackOptions, device: torch.device, classes: int
+    at: Opened[AutoAttackSettings], version: str, classes: int
 ) -> tuple[Any, dict[str, Any]]:
     """The package's AutoAttack and its attacks by name, set as `run_standard_evaluation` sets them,
     with no more target classes than wrong ones."""
@@ -145,13 +96,13 @@ def _official(
         raise UserError(
             "AutoAttack needs the package pyautoattack: pip install pyautoattack"
         ) from error
-    if classes < FEWEST[how.version]:
+    if classes < FEWEST[version]:
         raise UserError(
-            f"AutoAttack ({how.version}) needs at least {FEWEST[how.version]} classes, the model "
+            f"AutoAttack ({version}) needs at least {FEWEST[version]} classes, the model "
             f"has {classes}; use the margin and square attacks"
         )
-    chosen = {"norm": how.norm, "version": how.version, "seed": how.seed}
-    it = AutoAttack(model, eps=eps, device=device, **chosen)
+    s, known = at.setting, {"version": version, "device": at.device, "seed": at.how.seed}
+    it = AutoAttack(at.quick, eps=s.eps, norm=s.norm, **known)
     it.apgd.logger = it.apgd_targeted.logger = _LOG
     it.fab.targeted = True
     it.apgd_targeted.n_target_classes = it.fab.n_target_classes = min(TARGETS, classes - 1)

@@ -1,17 +1,17 @@
 """What the bit-flip attack raises: a loss on one fixed batch, as a function of the stored bits."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from advprune.attacks.checks import check_choice, check_numbers
-from advprune.attacks.engine import Progress, no_progress
 from advprune.attacks.losses import cross_entropy, margin
-from advprune.attacks.rerun import Rerun, Values, rerun
 from advprune.attacks.stored_bits import StoredModel
 from advprune.core.device import device_of
+from advprune.core.settings import Settings
 from advprune.models.border import admitted, check_images, refuse
 from advprune.models.stochastic import is_randomized
 
@@ -19,52 +19,35 @@ RANDOM = (
     "the model draws at random, so that losses cannot be compared; attack "
     "models.stochastic.frozen_copy(model), whose draws are fixed"
 )
-LOSSES = ("ce", "margin")
 LEAK = 0.01  # what raising the margin of an image counts once it is where the attack wants it
 LOST = 1e6  # what an image counts whose logits are not finite; no other counts more than half of it
 Evaluate = Callable[[nn.Module], float]
 
 
-@dataclass(frozen=True)
-class FlipOptions:
-    """How stored bits are attacked; all but `loss` to `reuse` hold for random flips, too.
+class FlipOptions(Settings):
+    """How stored bits are attacked; all but `loss` to `target` hold for random flips, too.
 
-    bits, scale: how a float network is stored (`stored_bits.store`). budget: most flips. evaluate:
-    called with the attacked network, which it must leave as it is, before the first flip and after
-    every `every` flips; often accuracy on other images. stop: the attack ends when it gives no more
-    than this. progress: called with flips done. generator: a CPU generator of random flips.
+    bits, scale: how a float network is stored (`stored_bits.store`). budget: most flips. every:
+    flips from one measurement of accuracy to the next. stop: the attack ends at an accuracy of no
+    more than this.
 
     loss: `ce`, cross-entropy, or `margin`, `max_{i != y} z_i - z_y`, which counts a hundredth
     (`LEAK`) on images that are wrong already: cross-entropy goes on raising itself on those. batch:
     images that pass together. most_candidates: the largest number of flips that are tried together.
     each: how many such sets of each layer are tried. target: a class that all images are to be
-    pushed into: labels are that class, and L is lowered. reuse: keep what lies before a changed
-    layer instead of computing it again; the result is the same, but memory is needed for what
-    convolutions take in.
+    pushed into: labels are that class, and L is lowered.
     """
 
     bits: int = 8
     scale: str = "layer"
-    budget: int = 100
+    budget: int = Field(default=100, ge=0)
     stop: float | None = None
-    evaluate: Evaluate | None = None
-    every: int = 1
-    progress: Progress = no_progress
-    generator: torch.Generator | None = None
-    loss: str = "ce"
-    batch: int = 128
-    most_candidates: int = 20
-    each: int = 1
+    every: int = Field(default=1, ge=1)
+    loss: Literal["ce", "margin"] = "ce"
+    batch: int = Field(default=128, ge=1)
+    most_candidates: int = Field(default=20, ge=1)
+    each: int = Field(default=1, ge=1)
     target: int | None = None
-    reuse: bool = True
-
-    def __post_init__(self) -> None:
-        check_numbers("bitflip", 0, budget=self.budget)
-        counts = {key: getattr(self, key) for key in ("every", "batch", "most_candidates", "each")}
-        check_numbers("bitflip", 1, **counts)
-        check_choice("bitflip", "loss", self.loss, LOSSES)
-        alone = "stop is a level of what evaluate gives; give evaluate, too"
-        refuse("bitflip", {alone: self.stop is not None and self.evaluate is None})
 
 
 @dataclass
@@ -74,18 +57,15 @@ class Objective:
     Stored floats can become so large that logits are infinite or NaN, which answer nothing: that is
     the most that an image can lose (`LOST`), and with a target the least that can be won.
 
-    forwards, gradients: passes of the whole batch so far. values: what a pass from a changed layer
-    on needs, for each part of the batch.
+    forwards, gradients: passes of the whole batch so far.
     """
 
     stored: StoredModel
     parts: list[tuple[Tensor, Tensor]]  # images and labels that pass together
     loss: str
     sign: int
-    graph: Rerun | None
     forwards: int = 1
     gradients: int = 0
-    values: list[Values] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -104,28 +84,15 @@ class Objective:
         wanted = logits.argmax(1) if labels is None else labels.to(shown.device)
         wanted = wanted if target is None else torch.full_like(wanted, target)
         parts = list(zip(shown.split(how.batch), wanted.split(how.batch), strict=True))
-        weights = {name: stored.weight(name) for name in stored.layers}
-        graph = rerun(stored.model, weights, shown) if how.reuse else None
-        return cls(stored, parts, how.loss, 1 if target is None else -1, graph)
+        return cls(stored, parts, how.loss, 1 if target is None else -1)
 
     @torch.no_grad()
     def height(self) -> float:
-        """The height now; a whole forward pass."""
+        """The height now; a forward pass."""
         self.forwards += 1
-        if self.graph is None:
-            return self._mean([self.stored.model(images) for images, _ in self.parts])
-        passes = [self.graph.start(images) for images, _ in self.parts]
-        self.values = [values for _, values in passes]
-        return self._mean([logits for logits, _ in passes])
-
-    @torch.no_grad()
-    def again(self, name: str) -> tuple[float, list[Values]]:
-        """The height, and values, after a layer has changed since `values` were computed."""
-        if self.graph is None:
-            return self.height(), []
-        self.forwards += 1
-        passes = [self.graph.again(values, name) for values in self.values]
-        return self._mean([logits for logits, _ in passes]), [values for _, values in passes]
+        logits = torch.cat([self.stored.model(images) for images, _ in self.parts])
+        labels = torch.cat([labels for _, labels in self.parts])
+        return float(self._heights(logits, labels).double().mean())
 
     def gradient(self) -> dict[str, Tensor]:
         """The gradient of the height by each entry's numbers: one forward, one backward pass."""
@@ -146,10 +113,6 @@ class Objective:
             weight.requires_grad_(False)
         pairs = zip(self.stored.layers, total, strict=True)
         return {name: self.stored.gradient(name, weight) for name, weight in pairs}
-
-    def _mean(self, logits: list[Tensor]) -> float:
-        labels = torch.cat([labels for _, labels in self.parts])
-        return float(self._heights(torch.cat(logits), labels).double().mean())
 
     def _heights(self, logits: Tensor, labels: Tensor) -> Tensor:
         """What the attacker raises, `[N]`, from logits `[N, K]`."""

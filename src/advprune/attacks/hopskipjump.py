@@ -15,8 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from advprune.attacks.opening import Opened, Options, opened, options, wide
-from advprune.attacks.pgd import project, sizes, stretched
+from advprune.attacks.opening import Opened, opened, wide
+from advprune.attacks.pgd import project, sizes
 from advprune.attacks.registry import Context, method
 from advprune.core.attack_settings import QueryAttack
 from advprune.core.device import salted
@@ -36,38 +36,22 @@ class HopSkipJumpSettings(QueryAttack):
 
 
 @method("hopskipjump", HopSkipJumpSettings, gradients=False, distances=True)
-def _hopskipjump(
-    model: nn.Module, images: Tensor, labels: Tensor, s: HopSkipJumpSettings, how: Context
-) -> Tensor:
-    found, distances = hopskipjump(model, images, labels, s, options(Options, s, how))
-    how.found["distance"] = distances
-    return stretched(found, images, distances, s.eps)
-
-
 def hopskipjump(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    settings: HopSkipJumpSettings,
-    how: Options | None = None,
+    model: nn.Module, images: Tensor, labels: Tensor, s: HopSkipJumpSettings, how: Context
 ) -> tuple[Tensor, Tensor]:
-    """Attack `images` `[N, C, H, W]` in [0, 1]; images of the same shape, and distances `[N]`.
-
-    A distance is 0 where the clean image is misclassified, and infinite, with the clean image,
-    where nothing fools. ValueError on shapes, ranges or options that make no sense.
-    """
-    how, given = how or Options(norm=settings.norm), (images, labels)
-    with opened("hopskipjump", model, given, settings.eps, how) as at, torch.no_grad():
+    """Images and distances: 0 where the clean image is misclassified, and infinite, with the clean
+    image, where nothing fools."""
+    with opened(model, images, labels, s, how) as at, torch.no_grad():
         every = torch.arange(len(images))
-        found, distances = at.run(partial(_search, at, settings.queries), every, every)
+        found, distances = at.run(partial(_search, at), every, every)
     return found, distances
 
 
 def _search(
-    at: Opened[Options], queries: int, clean: Tensor, labels: Tensor, numbers: Tensor
+    at: Opened[HopSkipJumpSettings], clean: Tensor, labels: Tensor, numbers: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Images and distances; what is drawn depends on `numbers`, theirs in the whole set, alone."""
-    walk = _Walk(at, clean, labels, numbers.tolist())
+    walk, queries = _Walk(at, clean, labels, numbers.tolist()), at.setting.queries
     found, distances = clean.clone(), clean.new_full((len(clean),), torch.inf)
     every = torch.arange(len(clean), device=clean.device)
     already = walk.wrong(every, clean)
@@ -76,11 +60,11 @@ def _search(
     move, turn, told = torch.zeros_like(clean), 0, 0
     while len(rows):
         border[rows] = walk.towards_clean(rows, border[rows])
-        size = sizes(border[rows] - clean[rows], at.options.norm)
+        size = sizes(border[rows] - clean[rows], at.setting.norm)
         closer = size < distances[rows]
         found[rows[closer]], distances[rows[closer]] = border[rows[closer]], size[closer]
         turn, asked = turn + 1, int(walk.spent.sum())
-        at.options.progress(asked - told)
+        at.how.progress(asked - told)
         told = asked
         count = int(FIRST * turn**0.5)
         enough = walk.spent[rows] + count + HALVINGS + walk.halvings <= queries
@@ -96,7 +80,7 @@ def _search(
             left, step = left[~fools], step[~fools] / 2
             if not len(left):
                 break
-    at.options.progress(queries * len(clean) - told)
+    at.how.progress(queries * len(clean) - told)
     return found, distances
 
 
@@ -104,14 +88,18 @@ class _Walk:
     """What a walk along the border asks of the model, on some images."""
 
     def __init__(
-        self, at: Opened[Options], clean: Tensor, labels: Tensor, numbers: list[int]
+        self,
+        at: Opened[HopSkipJumpSettings],
+        clean: Tensor,
+        labels: Tensor,
+        numbers: list[int],
     ) -> None:
         self.at, self.clean, self.labels = at, clean, labels
         seed = at.generator.initial_seed()
         self.drawn = [torch.Generator().manual_seed(salted(seed, str(n))) for n in numbers]
         self.spent = torch.zeros_like(labels)  # queries of each image
         # To a part of d^-3/2 (L2) or d^-2 (Linf) of the way, as far as float32 can tell.
-        power = 2.0 if at.options.norm == "Linf" else 1.5
+        power = 2.0 if at.setting.norm == "Linf" else 1.5
         self.halvings = min(ceil(power * log2(clean[0].numel())), 20)
 
     def wrong(self, rows: Tensor, points: Tensor) -> Tensor:
@@ -145,7 +133,7 @@ class _Walk:
     def towards_clean(self, rows: Tensor, outer: Tensor) -> Tensor:
         """The nearest point to the clean image that fools, on the way there from `outer`, which
         does: by bisection of the ball's radius."""
-        clean, norm = self.clean[rows], self.at.options.norm
+        clean, norm = self.clean[rows], self.at.setting.norm
         high = sizes(outer - clean, norm)
         low, point = torch.zeros_like(high), outer
         for _ in range(self.halvings):
@@ -162,7 +150,7 @@ class _Walk:
         `mean of (f_i - mean f) u_i` with f_i = 1 where `point + delta u_i` is wrong and -1 where it
         is right (the estimate with a baseline); its sign for Linf.
         """
-        linf, dimensions = self.at.options.norm == "Linf", points[0].numel()
+        linf, dimensions = self.at.setting.norm == "Linf", points[0].numel()
         delta = (size / dimensions).clamp_min(GRAIN * dimensions**0.5)[:, None, None, None, None]
         total, directions = torch.zeros_like(points), torch.zeros_like(points)
         answers = torch.zeros_like(size)

@@ -14,18 +14,17 @@ bisection, all lengths on the same draws, and confirmed in fresh ones.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from advprune.attacks.checks import check_numbers
 from advprune.attacks.losses import margin
-from advprune.attacks.opening import Opened, Options, opened, options, wide
-from advprune.attacks.pgd import ascend, project, random_point, sizes, stretched
+from advprune.attacks.opening import Opened, is_low, opened, wide
+from advprune.attacks.pgd import ascend, project, random_point, sizes
 from advprune.attacks.registry import Context, method
 from advprune.core.attack_settings import GradientAttack
 from advprune.core.device import full_precision
@@ -40,60 +39,40 @@ HALVINGS = 10  # of the way to the perturbation found, at the end
 SURE_DRAWS = 20  # the fewest that decide a length for a model that draws at random
 # The search on a random model: its rate and step beside the usual ones, how much of the last
 # gradients and logits remains from step to step, and after which part of the steps the changes are
-# averaged. Chosen on validation images of the digits (bench/random_distance.py).
+# averaged. Chosen on validation images of the digits.
 RATE, STEP, MOMENTUM, MEMORY, LATE = 2.0, 0.7, 0.75, 0.5, 0.7
 
 
-@dataclass(frozen=True)
-class MinimumNormSettings(Options):
-    """How to search; more in `Options`.
+class MinimumNormSettings(GradientAttack):
+    """Settings of `method: minimum_norm`; eps: the budget that its images fill.
 
     steps: gradient steps. restarts: after the first search, from the clean image, others begin at
     random points of the ball found so far and can only improve it; a random model has one search of
-    `steps * restarts` steps. progress: of `N * steps * restarts`.
+    `steps * restarts` steps. Progress is of `N * steps * restarts`.
     """
-
-    steps: int = 100
-    restarts: int = 1
-    exact: ClassVar[bool] = True
-
-
-At = Opened[MinimumNormSettings]
-Found = tuple[Tensor, Tensor]  # images `[n, C, H, W]` and distances `[n]`
-
-
-def minimum_norm(
-    model: nn.Module, images: Tensor, labels: Tensor, settings: MinimumNormSettings
-) -> tuple[Tensor, Tensor]:
-    """Attack `images` `[N, C, H, W]` in [0, 1]; images of the same shape, and distances `[N]`.
-
-    Distances are in units of the pixel range, upper bounds, and of float images: 0 where the clean
-    image is misclassified, infinite, with the clean image, where nothing was found. ValueError on
-    shapes, ranges or options that make no sense."""
-    check_numbers("minimum_norm", 1, steps=settings.steps, restarts=settings.restarts)
-    with opened("minimum_norm", model, (images, labels), 0.0, settings) as at:
-        middle = torch.full_like(images, 0.5).repeat_interleave(settings.restarts - 1, 0)
-        noise = random_point(middle, 0.5, settings.norm, at.generator) - 0.5
-        noise = 2 * noise.unflatten(0, (len(images), settings.restarts - 1))  # [N, R - 1, C, H, W]
-        found, distances = at.run(partial(_search, at), torch.arange(len(images)), noise)
-    return found, distances
-
-
-class MinimumNormMethod(GradientAttack):
-    """Settings of `method: minimum_norm`; eps: the budget that its images fill."""
 
     method: Literal["minimum_norm"]
     steps: int = Field(default=100, ge=1, le=100000)
     restarts: int = Field(default=1, ge=1, le=1000)
 
 
-@method("minimum_norm", MinimumNormMethod, distances=True)
-def _minimum_norm(
-    model: nn.Module, images: Tensor, labels: Tensor, s: MinimumNormMethod, how: Context
-) -> Tensor:
-    found, distances = minimum_norm(model, images, labels, options(MinimumNormSettings, s, how))
-    how.found["distance"] = distances
-    return stretched(found, images, distances, s.eps)
+At = Opened[MinimumNormSettings]
+Found = tuple[Tensor, Tensor]  # images `[n, C, H, W]` and distances `[n]`
+
+
+@method("minimum_norm", MinimumNormSettings, distances=True)
+def minimum_norm(
+    model: nn.Module, images: Tensor, labels: Tensor, s: MinimumNormSettings, how: Context
+) -> Found:
+    """Images and distances, which are in units of the pixel range, upper bounds, and of float
+    images: 0 where the clean image is misclassified, infinite, with the clean image, where nothing
+    was found."""
+    with opened(model, images, labels, s, how, exact=True) as at:
+        middle = torch.full_like(images, 0.5).repeat_interleave(s.restarts - 1, 0)
+        noise = random_point(middle, 0.5, s.norm, at.generator) - 0.5
+        noise = 2 * noise.unflatten(0, (len(images), s.restarts - 1))  # [N, R - 1, C, H, W]
+        found, distances = at.run(partial(_search, at), torch.arange(len(images)), noise)
+    return found, distances
 
 
 def _search(at: At, clean: Tensor, labels: Tensor, noise: Tensor) -> Found:
@@ -101,7 +80,7 @@ def _search(at: At, clean: Tensor, labels: Tensor, noise: Tensor) -> Found:
     found, distances = clean.clone(), clean.new_full((len(clean),), torch.inf)
     already = _mean(at, clean).argmax(1) != labels
     distances[already] = 0.0
-    at.options.progress(int(already.sum()) * at.options.steps)
+    at.how.progress(int(already.sum()) * at.setting.steps)
     rows = (~already).nonzero()[:, 0]
     if len(rows):
         it = clean[rows], labels[rows]
@@ -125,7 +104,7 @@ def _search(at: At, clean: Tensor, labels: Tensor, noise: Tensor) -> Found:
         length = _first(at, near, change, own, fresh=True)
         fools = length.isfinite()
         found[rows] = (near + wide(length.where(fools, 0.0)) * change).clamp(0, 1)
-        size = sizes(found[rows] - near, at.options.norm)
+        size = sizes(found[rows] - near, at.setting.norm)
         distances[rows] = torch.where(fools, size, torch.inf)
     return found, distances
 
@@ -138,14 +117,14 @@ def _descend(
     known: images that fool and their distances, to be improved. start: where to begin; the clean
     images.
     """
-    s = at.options
-    surely = s.precision != "float32" or needs_twin(at.exact)
+    s = at.setting
+    surely = is_low(s) or needs_twin(at.exact)
     best, nearest = known or (clean, clean.new_full((len(clean),), torch.inf))
     current = (clean if start is None else start).contiguous(memory_format=torch.channels_last)
     radius = sizes(current - clean, s.norm)
     for rate, step in _schedule(s.steps):
         gradient, logits = at.gradient(current, labels, margin)
-        s.progress(len(clean))
+        at.how.progress(len(clean))
         gap, size = margin(logits, labels), sizes(current - clean, s.norm)
         fooled, closer = gap > 0, size < nearest
         if surely and (asked := fooled & closer).any():  # other arithmetic errs
@@ -174,16 +153,15 @@ def _of_the_mean(at: At, clean: Tensor, labels: Tensor) -> Found:
     The search begins at what fools the model without its random layers, where that can be asked.
     Of three ways to fool it, the one of largest mean margin at the same length is taken.
     """
-    s, tried, start = at.options, [], clean
+    s, tried, start = at.setting, [], clean
 
     def lead(logits: Tensor, pair: Tensor) -> Tensor:
         """By how much a class leads the label, `[n]`, of labels and classes `[n, 2]`."""
         return logits.gather(1, pair).diff(dim=1)[:, 0]
 
     if (silent := silent_copy(at.quick)) is not None:
-        start, _ = _descend(
-            replace(at, quick=silent, exact=silent, randomized=False), clean, labels
-        )
+        still = replace(at, quick=silent, exact=silent, randomized=False, draws=1)
+        start, _ = _descend(still, clean, labels)
         tried.append(start - clean)
     current, steps = start.contiguous(memory_format=torch.channels_last), s.steps * s.restarts
     radius, ever = sizes(current - clean, s.norm), torch.zeros_like(labels, dtype=torch.bool)
@@ -191,7 +169,7 @@ def _of_the_mean(at: At, clean: Tensor, labels: Tensor) -> Found:
     for index, (rate, step) in enumerate(_schedule(steps)):
         rival = recent.scatter(1, labels[:, None], -torch.inf).argmax(1)
         gradient, logits = at.gradient(current, torch.stack([labels, rival], 1), lead)
-        s.progress(len(clean))
+        at.how.progress(len(clean))
         recent = MEMORY * recent + (1 - MEMORY) * logits
         scale = gradient.abs().mean((1, 2, 3), keepdim=True).clamp_min(1e-12)
         slope = MOMENTUM * slope + (1 - MOMENTUM) * gradient / scale
@@ -244,4 +222,4 @@ def _mean(at: At, images: Tensor, fresh: bool = False) -> Tensor:
     with full_precision(), torch.random.fork_rng(devices, enabled=at.randomized and not fresh):
         if at.randomized and not fresh:
             torch.manual_seed(at.generator.initial_seed())
-        return mean_logits(at.exact, images, draws, at.options.batch)
+        return mean_logits(at.exact, images, draws, at.how.batch)

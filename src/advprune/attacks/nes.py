@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from advprune.attacks.losses import margin
-from advprune.attacks.opening import Opened, Options, opened, options
+from advprune.attacks.opening import Opened, opened
 from advprune.attacks.pgd import ascend, project
 from advprune.attacks.registry import Context, method
 from advprune.core.attack_settings import Attack
@@ -42,18 +42,17 @@ class NESSettings(Attack):
 def nes(model: nn.Module, images: Tensor, labels: Tensor, s: NESSettings, how: Context) -> Tensor:
     """A misclassified image gets no more queries and comes back so; any other at its highest
     margin, or where the model draws at random at its last iterate."""
-    chosen = options(Options, s, how)
-    with opened("nes", model, (images, labels), s.eps, chosen) as at, torch.no_grad():
+    with opened(model, images, labels, s, how) as at, torch.no_grad():
         every = torch.arange(len(images))
-        (found,) = at.run(partial(_search, at, s), every, every)
+        (found,) = at.run(partial(_search, at), every, every)
     return found
 
 
 def _search(
-    at: Opened[Options], s: NESSettings, clean: Tensor, labels: Tensor, numbers: Tensor
+    at: Opened[NESSettings], clean: Tensor, labels: Tensor, numbers: Tensor
 ) -> tuple[Tensor]:
     """The images found; directions depend on `numbers`, theirs in the whole set, alone."""
-    seed = at.generator.initial_seed()
+    s, seed = at.setting, at.generator.initial_seed()
     drawn = [torch.Generator().manual_seed(salted(seed, str(n))) for n in numbers.tolist()]
     found, best = clean.clone(), margin(at.logits(clean), labels)
     current, slope = clean.clone(), torch.zeros_like(clean)
@@ -68,7 +67,7 @@ def _search(
         x, y = current[rows], labels[rows]
         every = torch.stack([torch.randn(shape, generator=drawn[row]) for row in rows], 1).to(x)
         estimate = torch.zeros_like(x)
-        for u in every.split(max(1, at.options.batch // (2 * len(x)))):  # [s, n, C, H, W]
+        for u in every.split(max(1, at.how.batch // (2 * len(x)))):  # [s, n, C, H, W]
             both = torch.stack([x + sigma * u, x - sigma * u]).clamp(0, 1)
             losses = margin(at.logits(both.flatten(0, 2)), y.repeat(2 * len(u)))
             rise = losses.view(2, len(u), len(x)).diff(dim=0)[0].neg()  # [s, n]
@@ -76,8 +75,8 @@ def _search(
         estimate = estimate / (2 * sigma * s.samples)
         slope[rows] = MOMENTUM * slope[rows] + (1 - MOMENTUM) * estimate
         moved = ascend(current[rows], slope[rows], s.step, s.norm)
-        current[rows] = project(moved, clean[rows], at.eps, s.norm)
-        at.options.progress(len(rows))
+        current[rows] = project(moved, clean[rows], s.eps, s.norm)
+        at.how.progress(len(rows))
         shown = at.shown(current[rows], clean[rows])
         now = margin(at.logits(shown), labels[rows])
         take = (now > best[rows]) | at.randomized

@@ -1,39 +1,47 @@
-"""The interface of attacks: a registry, typed settings, and the context of a run."""
+"""The interface of attacks: a registry, typed settings, and the context of a run.
+
+An attack is one function of a model, images `[N, C, H, W]` in [0, 1], labels `[N]`, its setting and
+a `Context`. It returns images of the same shape in [0, 1].
+"""
 
 import json
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import Progress, no_progress
 from advprune.core.attack_settings import KINDS, Attack, SuiteSettings
-from advprune.core.errors import UserError
+from advprune.core.errors import InputError, UserError
 from advprune.core.profile import Profile
-from advprune.core.resume import Parts
-from advprune.core.settings import parse
+from advprune.core.settings import Settings, parse
 
-Function = Callable[..., Tensor]  # (model, images, labels, setting, context) -> images
+T = TypeVar("T", bound=Settings)
+Function = Callable[..., Any]  # (model, images, labels, setting, context) -> images
 
 
 @dataclass(frozen=True)
 class Context:
     """How an attack is run, whichever it is: seed, batch size, and where it tells of its work.
 
-    cost: counts what passes through the model. parts: where a long attack keeps what it finished.
-    breakdown: an attack made of several notes how many images are right after each. found: what a
-    method notes of each image, `[N]`, by column of the records. parent: what the model was made
-    from. pixels: the images will be rounded to 8 bits, as clean ones are. start: images to begin
-    from, of an attack that can.
+    generator: a CPU generator instead of one from `seed`. batch: images per pass; a sample's start
+    does not depend on it. cost: counts what passes through the model. progress: called with
+    image-steps done. breakdown: an attack made of several notes how many images are right after
+    each. found: what a method notes of each image, `[N]`, by column of the records. parent: what
+    the model was made from, for `backward: parent`. pixels: the images will be rounded to 8 bits,
+    as clean ones are, and only what fools after that is fooled. start: images to begin from, of an
+    attack that can.
     """
 
     seed: int = 0
+    generator: torch.Generator | None = None
     batch: int = 128
     cost: Cost = field(default_factory=Cost)
     progress: Progress = no_progress
-    parts: Parts | None = None
     breakdown: dict[str, int] = field(default_factory=dict)
     found: dict[str, Tensor] = field(default_factory=dict)
     parent: nn.Module | None = None
@@ -47,7 +55,8 @@ class Method:
 
     gradients: whether it follows the model's; of a package of attacks, the classes that do.
     searches: those of its parts (keys of its breakdown) that ask for answers alone. distances:
-    whether it notes one of each image. starts: whether it can begin from given images.
+    whether it finds one of each image, which is noted in `Context.found`; its images are then
+    stretched to the budget. starts: whether it can begin from given images.
     """
 
     settings: type[Attack]
@@ -77,14 +86,56 @@ def method(
 ) -> Callable[[Function], Function]:
     """Register an attack under its `method` in params.yaml; the other arguments: see `Method`.
 
-    Its function returns float images in [0, 1]; what uses it rounds them to 8 bits in the budget.
+    The function of one with distances returns images and distances `[N]`, not images alone.
     """
 
     def register(function: Function) -> Function:
-        _REGISTRY[name] = Method(settings, function, gradients, searches, distances, starts)
+        def within_budget(
+            model: nn.Module, images: Tensor, labels: Tensor, s: Attack, how: Context
+        ) -> Tensor:
+            found, how.found["distance"] = function(model, images, labels, s, how)
+            return stretched(found, images, how.found["distance"], s.eps)
+
+        run = within_budget if distances else function
+        _REGISTRY[name] = Method(settings, run, gradients, searches, distances, starts)
         return function
 
     return register
+
+
+def stretched(found: Tensor, clean: Tensor, distances: Tensor, eps: float) -> Tensor:
+    """Images at the edge of the budget, in the direction found: a smaller change stretched, so that
+    rounding does not undo it, a larger one shortened; the clean ones where nothing was found."""
+    share = torch.where(distances.isfinite(), eps / distances.clamp_min(1e-12), 0.0)
+    return (clean + share.view(-1, 1, 1, 1) * (found - clean)).clamp(0, 1)
+
+
+def checked(kind: type[T], who: str, options: dict[str, Any]) -> T:
+    """Options as settings of that kind; InputError in one line for one that is unknown or wrong."""
+    try:
+        return parse(kind, options, who)
+    except UserError as error:
+        raise InputError(error) from error
+
+
+def given(name: str, /, **options: Any) -> tuple[Attack, Context]:
+    """The setting and the context of a method that options by their names make; see `checked`."""
+    run = {f.name: options.pop(f.name) for f in fields(Context) if f.name in options}
+    return checked(_REGISTRY[name].settings, name, {"method": name, **options}), Context(**run)
+
+
+def attack(
+    name: str, /, model: nn.Module, images: Tensor, labels: Tensor, **options: Any
+) -> Tensor:
+    """The images `[N, C, H, W]` in [0, 1] that a method finds by its name (`apgd`, `square`, …).
+
+    options: of its settings (`eps`, `steps`, …) and of `Context`. InputError, a ValueError, on
+    shapes, ranges or options that make no sense. A model that draws at random is attacked to the
+    end: to leave a sample at its first misclassified draw would reward a lucky one.
+    """
+    setting, how = given(name, **options)
+    found: Tensor = method_of(setting).function(model, images, labels, setting, how)
+    return found
 
 
 def method_of(setting: Attack, place: str = "attack") -> Method:
@@ -144,44 +195,33 @@ def check_order(name: str, attacks: Mapping[str, Attack], suite: SuiteSettings) 
     found, in a suite that has it."""
     attack, place = attacks[name], f"attacks.{name}"
     after, within = attack.after, attack.within
-    if after is None:
-        if within is not None:
-            raise UserError(f"{place}.within: name the search for distances as well (after)")
+    if after is None and within is None:
         return
-    if after not in attacks:
-        known = ", ".join(attacks)
-        raise UserError(f"{place}.after: {after!r} is not among the attacks ({known})")
-    first, begins = attacks[after], within is not None
+    first = attacks.get(after or "") if after != name else None
     suites = {kind: own for kind in KINDS if name in (own := suite.of(kind))}
-    is_run = not suites or any(after in own for own in suites.values())
+    before = {kind: after in own[: own.index(name)] for kind, own in suites.items()}
+    behind = any(after in own[own.index(name) :] for own in suites.values())
     where = " or ".join(f"suite.{kind}" for kind in suites)
     able = ", ".join(key for key, one in sorted(_REGISTRY.items()) if one.starts)
-    wrong = {
-        "after: this is the attack itself; leave after out": after == name,
-        f"after: {attack.method} finds a distance for every image; leave after out": (
-            method_of(attack).distances
+    begins = method_of(attack).starts and all(before.values()) and "randomized" not in suites
+    begins = begins and first is not None and method_of(first).distances
+    rules = {
+        f"after: name another attack ({', '.join(attacks)}) of the same budget on every image": (
+            first is not None
+            and (first.norm, first.eps) == (attack.norm, attack.eps)
+            and getattr(first, "images", None) is None
         ),
-        f"after: {after} has another budget": (first.norm, first.eps) != (attack.norm, attack.eps),
-        f"after: {after} has only some images; leave after out": (
-            getattr(first, "images", None) is not None
+        "after: searches for distances, table and transfer take every image; leave after out": (
+            name not in suite.kept and not method_of(attack).distances
         ),
-        "after: table and transfer take every image; leave after out": name in suite.kept,
-        f"after: {after} is not run there; add it to {where}": not is_run,
-        "within: what lies within the budget is broken; give more": (
-            within is not None and within <= attack.eps
+        f"after: name {after} before {name} in {where}": (
+            not behind and (any(before.values()) or not suites)
         ),
-        f"within: {after} finds no distances; leave within out": (
-            begins and not method_of(first).distances
-        ),
-        f"within: of method {able} alone; leave within out": (
-            begins and not method_of(attack).starts
+        f"within: of method {able} alone, after a search for distances, with more than the budget, "
+        "in no suite without that search or of random models": (
+            within is None or (begins and within > attack.eps)
         ),
     }
-    for why, holds in wrong.items():
-        if holds:
-            raise UserError(f"{place}.{why}")
-    for kind, own in suites.items():
-        if after in own[own.index(name) :] or (begins and after not in own):
-            raise UserError(f"suite.{kind}: name {after} before {name}")
-        if begins and kind == "randomized":
-            raise UserError(f"suite.{kind}: random models are attacked whole; take {name} out")
+    for rule, holds in rules.items():
+        if not holds:
+            raise UserError(f"{place}.{rule}")

@@ -6,79 +6,56 @@ authors' code, has it, each image has squares and signs of its own, and squares 
 and column.
 """
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from advprune.attacks.checks import check_choice, check_numbers
 from advprune.attacks.engine import by_batch
 from advprune.attacks.losses import margin
-from advprune.attacks.opening import Opened, Options, opened, options
+from advprune.attacks.opening import Opened, opened
 from advprune.attacks.registry import Context, method
 from advprune.core.attack_settings import QueryAttack
-from advprune.models.border import refuse
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # counted in squares tried
 SHARE = {"Linf": 0.8, "L2": 0.1}  # of the image, that the first squares take
 GRID = 5  # bumps along the shorter side of an image, at the start of L2
 
 
-@dataclass(frozen=True)
-class SquareOptions(Options):
-    """How `square` searches; more in `Options`.
+class SquareSettings(QueryAttack):
+    """Settings of `method: square`.
 
     queries: per image, the stripes included (the look at the clean image is not). p: share of the
-    image that the first squares take; None: as published, 0.8 in Linf (AutoAttack's), 0.1 in L2.
+    image that the first squares take; null: as published, 0.8 in Linf (AutoAttack's), 0.1 in L2.
     draws: whose mean logits decide; the loss that is kept is that of a lucky draw, so score the
-    images afresh. progress: of at most `N * queries`: those that decided images save are not
+    images afresh. Progress is of at most `N * queries`: those that decided images save are not
     reported.
     """
 
-    queries: int = 1000
-    p: float | None = None
-
-
-def square(model: nn.Module, images: Tensor, labels: Tensor, eps: float, **changes: Any) -> Tensor:
-    """Attack `images` `[N, C, H, W]` in [0, 1]; return images of the same shape, in [0, 1].
-
-    Changes are proposed at random and kept where the margin loss `max_{i != y} z_i - z_y` rises. In
-    Linf: stripes, then squares of `x +- eps`, one sign per channel. In L2: a grid of bumps, then a
-    square takes over what another one holds of the budget. A misclassified image gets no more
-    queries, unless the model draws at random. Every image comes back at its highest loss, never
-    below the loss of the clean image, which it then is. changes: fields of SquareOptions.
-    ValueError on shapes, ranges or options that make no sense.
-    """
-    how = SquareOptions(**changes)
-    check_numbers("square", 1, queries=how.queries)
-    check_choice("square", "norm", how.norm, tuple(SHARE))
-    share = SHARE[how.norm] if how.p is None else how.p
-    part = f"p is {share}; it is a part of the image, above 0 and at most 1"
-    refuse("square", {part: not 0 < share <= 1})
-    with opened("square", model, (images, labels), eps, how) as at, torch.no_grad():
-        return _search(at, share).to(images.device)
-
-
-class SquareSettings(QueryAttack):
-    """Settings of `method: square`."""
-
     method: Literal["square"]
+    p: float | None = Field(default=None, gt=0, le=1)
 
 
 @method("square", SquareSettings, gradients=False)
-def _square(
+def square(
     model: nn.Module, images: Tensor, labels: Tensor, s: SquareSettings, how: Context
 ) -> Tensor:
-    return square(model, images, labels, s.eps, **vars(options(SquareOptions, s, how)))
+    """Changes are proposed at random and kept where the margin loss `max_{i != y} z_i - z_y` rises.
+    In Linf: stripes, then squares of `x +- eps`, one sign per channel. In L2: a grid of bumps, then
+    a square takes over what another one holds of the budget. A misclassified image gets no more
+    queries, unless the model draws at random. Every image comes back at its highest loss, never
+    below the loss of the clean image, which it then is."""
+    with opened(model, images, labels, s, how) as at, torch.no_grad():
+        return _search(at, SHARE[s.norm] if s.p is None else s.p).to(images.device)
 
 
-def _search(at: Opened[SquareOptions], share: float) -> Tensor:
+def _search(at: Opened[SquareSettings], share: float) -> Tensor:
     """The images found, `[N, C, H, W]`. Changes are cut to [0, 1] when shown; they are drawn for
     all images, so that one does not depend on which others are left."""
     clean = at.images.to(at.device).contiguous(memory_format=torch.channels_last)
-    labels, how = at.labels.to(at.device), at.options
-    proposed = _squares if how.norm == "Linf" else _bumps
+    labels, how, s = at.labels.to(at.device), at.how, at.setting
+    proposed = _squares if s.norm == "Linf" else _bumps
 
     def losses(rows: Tensor, change: Tensor) -> Tensor:
         """The margins of `clean[rows] + change` as scored, `[len(rows)]`, on the mean logits."""
@@ -89,18 +66,18 @@ def _search(at: Opened[SquareOptions], share: float) -> Tensor:
             return margin(at.logits(points), labels[part[0]]).cpu()
 
         parts = list(zip(rows.split(how.batch), change.split(how.batch), strict=True))
-        return torch.cat(by_batch(at.exact, parts, of, at.cost)).to(clean)
+        return torch.cat(by_batch(at.exact, parts, of, how.cost)).to(clean)
 
     rows, change = torch.arange(len(clean), device=clean.device), torch.zeros_like(clean)
     before = losses(rows, change)
     best = before.clone()
-    for query in range(how.queries):
+    for query in range(s.queries):
         rows = rows if at.randomized else rows[best[rows] <= 0]  # those that are still right
         if not len(rows):
             break
-        size = side(share, query - 1, clean.shape, odd=how.norm == "L2") if query else 0
+        size = side(share, query - 1, clean.shape, odd=s.norm == "L2") if query else 0
         tried = proposed(at, size, change, rows)
-        if how.norm == "L2":  # what the range of pixels cuts off, other squares may use
+        if s.norm == "L2":  # what the range of pixels cuts off, other squares may use
             tried = (clean[rows] + tried).clamp(0, 1) - clean[rows]
         now = losses(rows, tried)
         better = (now > best[rows]) | (query == 0)  # the first is kept whatever it does
@@ -110,20 +87,20 @@ def _search(at: Opened[SquareOptions], share: float) -> Tensor:
     return (clean + change).clamp(0, 1)
 
 
-def _squares(at: Opened[SquareOptions], size: int, change: Tensor, rows: Tensor) -> Tensor:
+def _squares(at: Opened[SquareSettings], size: int, change: Tensor, rows: Tensor) -> Tensor:
     """Changes of `rows` in the Linf ball, `[len(rows), C, H, W]`: the present change with a square
     of `+-eps` of that size in it; of size 0: stripes of `+-eps`, to begin with."""
     n, channels, height, width = change.shape
     if not size:
-        stripes = at.eps * _signs(at, change, n, channels, 1, width)
+        stripes = at.setting.eps * _signs(at, change, n, channels, 1, width)
         return stripes.expand(-1, -1, height, -1)[rows]
     down = _offsets(at, n, height, size)[rows, None, :, None]  # [rows, 1, H, 1]
     across = _offsets(at, n, width, size)[rows, None, None, :]  # [rows, 1, 1, W]
-    signs = at.eps * _signs(at, change, n, channels, 1, 1)[rows]
+    signs = at.setting.eps * _signs(at, change, n, channels, 1, 1)[rows]
     return torch.where(down & across, signs, change[rows])
 
 
-def _bumps(at: Opened[SquareOptions], size: int, change: Tensor, rows: Tensor) -> Tensor:
+def _bumps(at: Opened[SquareSettings], size: int, change: Tensor, rows: Tensor) -> Tensor:
     """Changes of `rows` in the L2 ball, `[len(rows), C, H, W]`: the present change, where one
     square, `to`, takes over what another, `of`, holds of the budget and what is unused, with a bump
     and its opposite side by side added to its shape; of size 0: a grid of bumps, to begin with."""
@@ -136,7 +113,7 @@ def _bumps(at: Opened[SquareOptions], size: int, change: Tensor, rows: Tensor) -
         grid = torch.zeros_like(change[rows])
         inside = grid[:, :, top : top + down * edge, left : left + across * edge]
         inside[:] = torch.kron(signs, _bump(edge, edge).to(change))
-        return at.eps * grid / grid.flatten(1).norm(dim=1)[:, None, None, None]
+        return at.setting.eps * grid / grid.flatten(1).norm(dim=1)[:, None, None, None]
     to, of = (
         _offsets(at, n, height, size)[rows, None, :, None]
         & _offsets(at, n, width, size)[rows, None, None, :]
@@ -151,7 +128,8 @@ def _bumps(at: Opened[SquareOptions], size: int, change: Tensor, rows: Tensor) -
         return values.flatten(2).norm(dim=2)[:, :, None, None]  # [rows, C, 1, 1]
 
     present = change[rows]
-    unused = (at.eps**2 - sizes(present).square().sum(1, keepdim=True)).clamp_min(0) / channels
+    held = sizes(present).square().sum(1, keepdim=True)
+    unused = (at.setting.eps**2 - held).clamp_min(0) / channels
     budget = (sizes(present * (to | of)).square() + unused).sqrt()
     shape = torch.zeros_like(present).masked_scatter(to.expand_as(present), pair)
     shape = shape + present * to / sizes(present * to).clamp_min(1e-12)
@@ -168,11 +146,11 @@ def _bump(height: int, width: int) -> Tensor:
     return terms.flip(0).cumsum(0).flip(0)[ring]
 
 
-def _signs(at: Opened[SquareOptions], like: Tensor, *shape: int) -> Tensor:
+def _signs(at: Opened[SquareSettings], like: Tensor, *shape: int) -> Tensor:
     return (2 * torch.randint(2, shape, generator=at.generator) - 1).to(like)
 
 
-def _offsets(at: Opened[SquareOptions], n: int, length: int, size: int) -> Tensor:
+def _offsets(at: Opened[SquareSettings], n: int, length: int, size: int) -> Tensor:
     """`[n, length]`: true on `size` neighbours from a place that is uniform over all."""
     first = torch.randint(length - size + 1, (n, 1), generator=at.generator)
     place = torch.arange(length)

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from advprune.attacks.losses import margin
-from advprune.attacks.opening import Options, opened, options
+from advprune.attacks.opening import opened
 from advprune.attacks.pgd import pgd, random_point
 from advprune.attacks.registry import Context, method
 from advprune.core.attack_settings import Attack
@@ -44,7 +44,7 @@ def student(
     best, reached = images.clone(), torch.full((len(images),), -torch.inf)
     if not len(images):
         return best
-    with opened("student", model, (images, labels), s.eps, options(Options, s, how)) as at:
+    with opened(model, images, labels, s, how) as at:
         ball = partial(random_point, norm=s.norm, generator=at.generator)
 
         def ask(points: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from advprune.attacks.engine import by_batch
-from advprune.attacks.opening import Options, opened, options
+from advprune.attacks.opening import opened
 from advprune.attacks.registry import Context, method
 from advprune.core.attack_settings import Attack
 from advprune.core.errors import UserError
@@ -102,7 +102,7 @@ def zoo(model: nn.Module, images: Tensor, labels: Tensor, s: ZooSettings, how: C
             found = attack(images[rows].to(at.device), labels[rows].to(at.device))
         return found.detach().clamp(0, 1).to(images.device)
 
-    with opened(s.name, model, (images, labels), 0.0, options(Options, s, how)) as at:
+    with opened(model, images, labels, s, how) as at:
         batches = list(enumerate(torch.arange(len(images)).split(how.batch)))
-        results = by_batch(at.quick, batches, run, at.cost)
+        results = by_batch(at.quick, batches, run, how.cost)
     return torch.cat(results) if results else images.clone()

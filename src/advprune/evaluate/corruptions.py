@@ -8,7 +8,7 @@ frost, fog, elastic), so that means are not theirs.
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from math import cos, inf, radians, sin
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from advprune.evaluate.compare import MARGIN, right
+from advprune.evaluate.compare import MARGIN, by_width, right
 from advprune.evaluate.means import (
     Mean,
     MeanComparison,
@@ -25,7 +25,6 @@ from advprune.evaluate.means import (
     mean,
     smallest_mean_difference,
 )
-from advprune.evaluate.statistics import NORMAL, POWER
 
 SEVERITIES = (1, 2, 3, 4, 5)
 SMALL, LARGE = 32, 224  # sides that the published strengths are for, in pixels
@@ -236,25 +235,16 @@ def shares(records: pd.DataFrame) -> Shares:
     return Shares(by_image.to_numpy(), versions)
 
 
-@dataclass(frozen=True, eq=False)
-class SharesComparison(MeanComparison):
-    """The mean difference of two models' shares on the same versions of the same images."""
-
-    versions: int
-
-    @property
-    def detectable(self) -> float:
-        """At this standard error, or the one of losing a single version of some images."""
-        if self.mean.images == 1:
-            return inf
-        seen, (low, high) = 1 + NORMAL.inv_cdf(POWER) / self.critical, self.ends
-        least = smallest_mean_difference(self.mean.images, self.alpha) / self.versions
-        return max((high - low) / 2 * seen, least)
-
-
-def compare_shares(first: Shares, second: Shares, margin: float = MARGIN) -> SharesComparison:
+def compare_shares(first: Shares, second: Shares, margin: float = MARGIN) -> MeanComparison:
     """A paired t test over images; ValueError where the number of images or versions differ."""
     if first.values.shape != second.values.shape or first.versions != second.versions:
         raise ValueError("compare_shares: the shares are not of the same images")
     test = compare_means(first.values[None], second.values[None], margin)
-    return SharesComparison(**vars(test), versions=len(first.versions))
+    n, versions = test.mean.images, len(first.versions)
+
+    def detectable_at(alpha: float) -> float:
+        # At least what the loss of a single version of some images would show.
+        least = smallest_mean_difference(n, alpha) / versions
+        return inf if n == 1 else max(by_width(test.ends_at, alpha), least)
+
+    return replace(test, detectable_at=detectable_at)

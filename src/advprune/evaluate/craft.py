@@ -65,7 +65,7 @@ def craft(
     total = len(labels) * steps * getattr(setting, "restarts", 1)
     title = f"{shown} eps {setting.eps:.3f} steps {steps}"
     with progress(title, total) if shown else nullcontext(no_progress) as advance:
-        known = {key: getattr(work, key) for key in ("seed", "batch", "parts", "parent", "start")}
+        known = {key: getattr(work, key) for key in ("seed", "batch", "parent", "start")}
         context = Context(**known, progress=advance, pixels=True)
         adv = method_of(setting).function(model, images, labels, setting, context)
     pixels = to_pixels(adv, images, setting.eps, setting.norm, setting.rounding)

@@ -144,33 +144,17 @@ def at_the_end(records: pd.DataFrame, variant: str) -> list[float]:
 
 @dataclass(frozen=True, eq=False)
 class FlipComparison(Compared):
-    """Two networks' bits to chance, by `compare_flips`."""
+    """Two networks' bits to chance, by `compare_flips`. difference: how many bits more the first
+    needs, the median over pairs; infinite or NaN if unknown."""
 
     first: Reached
     second: Reached
-
-    @cached_property
-    def difference(self) -> float:
-        """How many bits more the first needs, the median over pairs; infinite or NaN if unknown."""
-        own, others = ([inf if a is None else a for a in r.bits] for r in (self.first, self.second))
-        return float(np.median([a - b for a in own for b in others]))
 
     @property
     def ratio(self) -> float | None:
         """The first mean over the second; None where either is censored."""
         own, other = self.first.mean, self.second.mean
         return own.value / other.value if own and other and other.value else None
-
-    @cached_property
-    def ends(self) -> tuple[float, float]:
-        """Every shift that the test does not reject, infinite where counts do not say: p changes
-        only at differences of two counts, and falls away from the middle."""
-        own, others = self.first.ends, self.second.ends
-        steps = sorted({count - other for count, _ in own for other, _ in others})
-        between = [steps[0] - 1, *((a + b) / 2 for a, b in pairwise(steps)), steps[-1] + 1]
-        places = [i for i, s in enumerate(between) if _gehan(own, others, s)[0] >= self.alpha]
-        bounds = [-inf, *map(float, steps), inf]
-        return (bounds[places[0]], bounds[places[-1] + 1]) if places else (steps[0], steps[-1])
 
 
 def smallest_flip_p(first: int, second: int) -> float:
@@ -189,8 +173,22 @@ def compare_flips(first: Reached, second: Reached) -> FlipComparison:
     """
     if not first.bits or not second.bits:
         raise ValueError("compare_flips: an entry has no seeds")
-    p, higher = _gehan(first.ends, second.ends)
-    return FlipComparison(first, second, p=p, direction=higher)
+    own, others = first.ends, second.ends
+    p, higher = _gehan(own, others)
+    bits, known = ([inf if b is None else b for b in one.bits] for one in (first, second))
+    difference = float(np.median([a - b for a in bits for b in known]))
+
+    def ends_at(alpha: float) -> tuple[float, float]:
+        # p changes only at differences of two counts, and falls away from the middle.
+        steps = sorted({count - other for count, _ in own for other, _ in others})
+        between = [steps[0] - 1, *((a + b) / 2 for a, b in pairwise(steps)), steps[-1] + 1]
+        places = [i for i, s in enumerate(between) if _gehan(own, others, s)[0] >= alpha]
+        bounds = [-inf, *map(float, steps), inf]
+        return (bounds[places[0]], bounds[places[-1] + 1]) if places else (steps[0], steps[-1])
+
+    return FlipComparison(
+        first, second, p=p, direction=higher, difference=difference, ends_at=ends_at
+    )
 
 
 def _gehan(own: list[End], others: list[End], shift: float = 0.0) -> tuple[float, float]:

@@ -4,7 +4,7 @@ S networks, trained alike but for the seed, on the same n images: a crossed tabl
 random effects (Gallas, One-shot estimate of MRMC variance, 2006).
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import inf, sqrt
 
 import numpy as np
@@ -59,35 +59,40 @@ class Mean:
 
 @dataclass(frozen=True, eq=False)
 class MeanComparison(Compared):
-    """The mean difference of two families over the same seeds and images, by `compare_means`.
-
-    rates: whether of shares of images, which vary in a known way and differ by 1 at most.
-    """
+    """A mean difference, tested by t."""
 
     mean: Mean
-    rates: bool = field(default=True, kw_only=True)
 
-    @property
-    def difference(self) -> float:
-        """First minus second, a fraction."""
-        return self.mean.value
 
-    @property
-    def ends(self) -> tuple[float, float]:
-        """By t; Tango's score interval where no network gains or loses an image."""
-        if self.rates and self.mean.agree and not self.mean.value:
-            return difference_interval(0, 0, self.mean.images, self.alpha)
-        low, high = self.mean.interval_at(self.alpha)
-        return (max(low, -1.0), min(high, 1.0)) if self.rates else (low, high)
+def against_zero(difference: Mean, margin: float) -> MeanComparison:
+    """The test of a mean difference; what is detectable is so at its standard error."""
+    return MeanComparison(
+        difference,
+        p=difference.p,
+        direction=difference.value,
+        difference=difference.value,
+        ends_at=difference.interval_at,
+        detectable_at=lambda alpha: _steps(difference.freedom, alpha) * difference.error,
+        margin=margin,
+    )
 
-    @property
-    def detectable(self) -> float:
-        """At this standard error, or the one that such a difference has over images alone."""
-        known = self.mean
-        seen = _steps(known.freedom, self.alpha) * known.error
-        if self.rates and known.images > 1:  # else of networks: their spread is all there is
-            seen = max(seen, smallest_mean_difference(known.images, self.alpha, known.freedom))
-        return inf if self.rates and seen > 1 else seen
+
+def of_rates(test: MeanComparison, found: Mean) -> MeanComparison:
+    """A test of shares of images, which vary in a known way and differ by 1 at most."""
+
+    def ends_at(alpha: float) -> tuple[float, float]:
+        if found.agree and not found.value:  # Tango's interval: no network gains or loses an image
+            return difference_interval(0, 0, found.images, alpha)
+        low, high = found.interval_at(alpha)
+        return max(low, -1.0), min(high, 1.0)
+
+    def detectable_at(alpha: float) -> float:
+        seen = _steps(found.freedom, alpha) * found.error
+        if found.images > 1:  # at least the error that such a difference has over images alone
+            seen = max(seen, smallest_mean_difference(found.images, alpha, found.freedom))
+        return inf if seen > 1 else seen
+
+    return replace(test, mean=found, ends_at=ends_at, detectable_at=detectable_at)
 
 
 def smallest_mean_difference(images: int, alpha: float, freedom: float | None = None) -> float:
@@ -109,13 +114,9 @@ def compare_means(first: np.ndarray, second: np.ndarray, margin: float = MARGIN)
     found = mean(np.asarray(first, dtype=float) - second)
     # A difference of `margin` has at least this error: where none was seen, it is not zero.
     error = max(found.error, _least_error(margin, found.images))
-    return MeanComparison(
-        replace(found, error=error) if found.agree and found.value else found,
-        p=found.p,
-        direction=found.value,
-        p_equivalent=float(stdtr(found.freedom, (abs(found.value) - margin) / error)),
-        margin=margin,
-    )
+    known = replace(found, error=error) if found.agree and found.value else found
+    same = float(stdtr(found.freedom, (abs(found.value) - margin) / error))
+    return replace(of_rates(against_zero(found, margin), known), p_equivalent=same)
 
 
 def compare_calibration(first: pd.DataFrame, second: pd.DataFrame, margin: float) -> MeanComparison:
@@ -132,7 +133,7 @@ def compare_calibration(first: pd.DataFrame, second: pd.DataFrame, margin: float
     found = Mean(value, None, float(np.std(drawn, ddof=1)), inf, 1, n)
     error = _least_error(margin, n) if found.agree else found.error
     same = 1 - NORMAL.cdf((margin - abs(value)) / error)
-    return MeanComparison(found, p=found.p, direction=value, p_equivalent=same, margin=margin)
+    return replace(of_rates(against_zero(found, margin), found), p_equivalent=same)
 
 
 def mean(values: np.ndarray) -> Mean:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advprune.attacks.checks import check_numbers
+from advprune.attacks.checks import check_counts
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import by_batch
 from advprune.attacks.losses import margin
@@ -93,7 +93,7 @@ def score(
     """
     check_images("score", images, labels)
     check_images("score: adv", adv)
-    check_numbers("score", 1, batch=batch, passes=passes)
+    check_counts("score", batch=batch, passes=passes)
     shapes = f"{list(images.shape)} images, {list(adv.shape)} attacked"
     refuse("score", {shapes: images.shape != adv.shape})
     admitted("score", model, images, labels)

@@ -80,13 +80,15 @@ def _score(gained: int, lost: int, n: int, difference: float) -> float:
 
 @cache
 def difference_interval(gained: int, lost: int, n: int, alpha: float) -> tuple[float, float]:
-    """The differences that the score test does not reject at `alpha`; n >= 1.
+    """The differences that the score test does not reject at `alpha`.
 
     Tango, Equivalence test and confidence interval for the difference in proportions for the
     paired-sample design (Statistics in Medicine, 1998).
     """
     from scipy.optimize import brentq
 
+    if not n:
+        return -1.0, 1.0
     critical, middle = NORMAL.inv_cdf(1 - alpha / 2), (gained - lost) / n
     ends = []
     for edge, wanted in ((-1.0, critical), (1.0, -critical)):

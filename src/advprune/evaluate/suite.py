@@ -62,23 +62,14 @@ class Suite:
         parts = [f"curve-{settings.index(setting)}" for setting in settings]
         jobs = attacks | dict(zip(parts, settings, strict=True))
         run, clean = partial(self._run, name, model), self._clean(model)  # the same for all jobs
+
+        def follow(chain: dict[str, Attack]) -> None:
+            for one in chain.items():
+                run(*one)
+
         if not isinstance(model, Target):  # another runtime may not survive a fork
-            chains: dict[str, dict[str, Attack]] = {}  # attacks that come after one another
-            for part, setting in jobs.items():
-                chains[part] = chains.get(setting.after or "", {})
-                chains[part][part] = setting
-            facts = int(self.labels.max()) + 1, is_randomized(model)
-
-            def passes(chain: dict[str, Attack]) -> int:
-                return sum(passes_of(setting, *facts) for setting in chain.values())
-
-            def follow(chain: dict[str, Attack]) -> None:
-                for one in chain.items():
-                    run(*one)
-
-            # The longest first: no core waits for it at the end.
-            each = sorted({id(c): c for c in chains.values()}.values(), key=passes, reverse=True)
-            ahead(f"{name}, attacks", [partial(follow, chain) for chain in each])
+            chains = self._chains(jobs, is_randomized(model))
+            ahead(f"{name}, attacks", [partial(follow, chain) for chain in chains])
         found = {attack: run(attack, setting) for attack, setting in attacks.items()}
         suite = pd.concat([table for _, table in found.values()], ignore_index=True)
         probe = Probe(model, self.images, self.labels, main, replace(self.work, clean=clean))
@@ -107,6 +98,19 @@ class Suite:
             found |= {one.key: typed(one.key, one.setting) for one in self.choice.extra}
         foreign = () if self.parent is not None else OF_NETWORKS
         return {n: s for n, s in found.items() if getattr(s, "backward", None) not in foreign}
+
+    def _chains(self, jobs: dict[str, Attack], randomized: bool) -> list[dict[str, Attack]]:
+        """Jobs that come after one another; the longest first, so that no core waits for it."""
+        chains: dict[str, dict[str, Attack]] = {}
+        for part, setting in jobs.items():
+            chains[part] = chains.get(setting.after or "", {})
+            chains[part][part] = setting
+        classes = int(self.labels.max()) + 1
+
+        def passes(chain: dict[str, Attack]) -> int:
+            return sum(passes_of(setting, classes, randomized) for setting in chain.values())
+
+        return sorted({id(c): c for c in chains.values()}.values(), key=passes, reverse=True)
 
     def _run(
         self, name: str, model: nn.Module, part: str, setting: Attack

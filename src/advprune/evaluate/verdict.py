@@ -72,6 +72,13 @@ def _by_share(name: str, share: float, bad: str, limits: dict[str, float] = MASK
     return _either(share <= limits[DOUBT], name, f"{100 * share:.1f} % of images", bad, worst)
 
 
+def _added(
+    evidence: Evidence, other: pd.DataFrame, name: str, what: str, worst: str = FAIL
+) -> Check:
+    """A check that is passed where `other` adds next to nothing to the white-box attacks."""
+    return judged(len(evidence.added(other)), len(evidence.white_box), name, what, worst)
+
+
 def not_guessing(evidence: Evidence) -> Iterator[Check]:
     """A constant answer cannot be fooled."""
     records = evidence.records[evidence.records.attack == evidence.main]
@@ -115,8 +122,8 @@ def honest_gradients(evidence: Evidence) -> Iterator[Check]:
         return
     found = [evidence.of(probe) for probe in ("probe_nes", "probe_student")]
     if tables := [table for table in found if table is not None]:
-        count, n = len(evidence.added(pd.concat(tables))), len(evidence.white_box)
-        yield judged(count, n, "estimated gradients", "an attack by answers alone")
+        what = "an attack by answers alone"
+        yield _added(evidence, pd.concat(tables), "estimated gradients", what)
     wrong, bent = _errors(records)
     unlike = "the answers do not follow the derivative"
     yield _by_share(f"{name}, over a step", bent, unlike, BENT)
@@ -140,8 +147,7 @@ def more_steps(evidence: Evidence) -> Iterator[Check]:
         reason = f"more steps do less harm from {risen[0]:.0f} steps on: it does not converge"
         yield Check(name, FAIL, f"{accuracy(later)} at {last:.0f} steps", reason)
     else:
-        count = len(evidence.added(later))
-        yield judged(count, len(later), name, f"an attack of {last:.0f} steps", DOUBT)
+        yield _added(evidence, later, name, f"an attack of {last:.0f} steps", DOUBT)
 
 
 def larger_budgets(evidence: Evidence) -> Iterator[Check]:
@@ -190,7 +196,7 @@ def iterations_help(evidence: Evidence) -> Iterator[Check]:
     single = evidence.of("probe_single")
     if single is None:
         return
-    yield judged(len(evidence.added(single)), len(single), "single step", "a single step")
+    yield _added(evidence, single, "single step", "a single step")
     named = evidence.records[~evidence.records.attack.isin(RESERVED) & (evidence.records.steps > 1)]
     if evidence.of(FROZEN) is not None:  # random: others may average less, or pass over no layer
         named = named[named.attack == evidence.main]
@@ -208,9 +214,8 @@ def iterations_help(evidence: Evidence) -> Iterator[Check]:
 
 def noise(evidence: Evidence) -> Iterator[Check]:
     """Random points of the ball break nothing that the attacks do not."""
-    found = evidence.of("probe_noise")
-    if found is not None:
-        yield judged(len(evidence.added(found)), len(found), "random noise", "random noise")
+    if (found := evidence.of("probe_noise")) is not None:
+        yield _added(evidence, found, "random noise", "random noise")
 
 
 def transfer(evidence: Evidence) -> Iterator[Check]:
@@ -239,10 +244,8 @@ def gradient_free(evidence: Evidence) -> Iterator[Check]:
 
 def stronger(evidence: Evidence) -> Iterator[Check]:
     """More steps, starts and draws than any attack of the suite, on what that left."""
-    found, name = evidence.of("probe_stronger"), "more steps, starts and draws"
-    if found is not None:
-        n = len(evidence.white_box)
-        yield judged(len(evidence.added(found)), n, name, "a stronger attack")
+    if (found := evidence.of("probe_stronger")) is not None:
+        yield _added(evidence, found, "more steps, starts and draws", "a stronger attack")
 
 
 def together(evidence: Evidence) -> Iterator[Check]:

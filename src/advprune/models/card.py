@@ -65,7 +65,8 @@ def _each_pass(
     shape: tuple[int, ...],
 ) -> None:
     """`look(name, layer, inputs, output)` at every layer of these kinds in the pass of an image."""
-    layers = {name: part for name, part in model.named_modules() if isinstance(part, kinds)}
+    parts: dict[str, nn.Module] = dict(model.named_modules())
+    layers = {name: part for name, part in parts.items() if isinstance(part, kinds)}
     with torch.no_grad(), watched(layers, look), undisturbed():
         model(torch.zeros(1, *shape, device=device_of(model)))
 

@@ -21,7 +21,6 @@ from advprune.models.stochastic import undisturbed
 from advprune.models.tensor_file import read_tensors
 
 MOST = 8  # faults that are told
-USUAL_CHANNELS = 1024  # of a layer; a network of more is compared with its file before it is made
 
 
 def build(spec: ModelSpec, factory: str | None = None) -> nn.Module:
@@ -82,11 +81,9 @@ def load_model(path: Path | str, factory: str | None = None) -> nn.Module:
     spec = header_spec(metadata, where=str(path))
     if spec is None:
         raise UserError(f"{path} has no model spec in its header; load it as foreign weights")
-    if not spec.is_foreign and max(*spec.streams, *spec.inner) > USUAL_CHANNELS:
+    if not spec.is_foreign:
         with torch.device("meta"):  # before memory for it is taken
-            needed = sum(t.numel() for t in stored(build(spec)).values())
-        if needed != (there := sum(t.numel() for t in tensors.values())):
-            raise UserError(f"{path}: the header's network has {needed} numbers, the file {there}")
+            _check_fit(build(spec), tensors, where=str(path))
     model = build(spec, factory)
     fill(model, tensors, where=str(path))
     return model
@@ -103,13 +100,17 @@ def header_spec(metadata: dict[str, str], where: str) -> ModelSpec | None:
 
 def fill(model: nn.Module, tensors: dict[str, torch.Tensor], where: str) -> None:
     """Put `tensors` into `model`, each into its place; nothing may be missing or left over."""
+    _check_fit(model, tensors, where)
+    # Every stored tensor has its place by now; what strict would miss are batch-norm's counters.
+    model.load_state_dict(tensors, strict=False)
+    binary.check_binary(model, where)
+
+
+def _check_fit(model: nn.Module, tensors: dict[str, torch.Tensor], where: str) -> None:
     if faults := list(misfits(tensors, stored(model))):
         fitting = f"{spec_of(model).described} with {spec_of(model).classes} classes"
         more = f" and {len(faults) - MOST} more" if len(faults) > MOST else ""
         raise UserError(f"{where} does not fit {fitting}: {'; '.join(faults[:MOST])}{more}")
-    # Every stored tensor has its place by now; what strict would miss are batch-norm's counters.
-    model.load_state_dict(tensors, strict=False)
-    binary.check_binary(model, where)
 
 
 def misfits(

@@ -70,10 +70,12 @@ def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
     without those of the classifier, the last linear layer."""
     found = layers(model)
     linear = [name for name, layer in found.items() if isinstance(layer, nn.Linear)]
-    for classifier in linear[-1:]:
-        del found[classifier]
-    parameters = ((n, layer.named_parameters(recurse=False)) for n, layer in found.items())
-    return {f"{name}.{part}": p for name, own in parameters for part, p in own}
+    return {
+        f"{name}.{key}": parameter
+        for name, layer in found.items()
+        if name not in linear[-1:]
+        for key, parameter in layer.named_parameters(recurse=False)
+    }
 
 
 def removals(model: nn.Module, amount: Amount) -> int:
@@ -101,7 +103,8 @@ def select(scores: Scores, count: int, scope: Scope = "global", remove: End = "s
     """
     if wrong := [name for name, score in scores.items() if not score.isfinite().all()]:
         raise UserError(f"the scores of {wrong[0]} hold NaN or infinite numbers; nothing is pruned")
-    sizes, flat = [s.numel() for s in scores.values()], [s.flatten() for s in scores.values()]
+    flat = [score.flatten() for score in scores.values()]
+    sizes = [len(one) for one in flat]
     if scope == "layer":
         shares = zip(flat, portions(sizes, count), strict=True)
         chosen = [first(one, most, remove) for one, most in shares]

@@ -7,6 +7,7 @@ hold them exactly; between layers values are real. The twin computes the same ma
 rounding and clipping have derivative one (BPDA, Athalye et al. 2018).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -42,33 +43,29 @@ def quantize(model: nn.Module, images: torch.Tensor, bits: int = 8) -> nn.Module
     a binary network, where a family put a layer on a weight or behind a convolution, and where
     there is nothing to quantize.
     """
-    folded, integers = calibrated(model, images, bits)
-    layers = float_layers(folded)
-    for name, quantized in integers.items():
-        quantized.set_weights(layers[name])
-        folded.set_submodule(name, quantized)
-    return runs(folded.eval(), images)
+
+    def integer(layer: nn.Conv2d | nn.Linear, quantized: QuantizedLayer) -> nn.Module:
+        quantized.set_weights(layer)
+        return quantized
+
+    return quantized_form(model, images, bits, integer)
 
 
-def runs(form: nn.Module, images: torch.Tensor) -> nn.Module:
-    """The model itself; InputError where it fails on the first image in its quantized form."""
-    device = device_of(form)
-    with torch.no_grad(), full_precision(), undisturbed(device, SEED):
-        logits_of("quantize: in its quantized form", form, images[:1].to(device))
-    return form
-
-
-def calibrated(
-    model: nn.Module, images: torch.Tensor, bits: int
-) -> tuple[nn.Module, dict[str, QuantizedLayer]]:
-    """The folded float network, with the quantized form's spec, and by name the integer layers that
-    are to replace its own: their input ranges are set, and their weights are not."""
+def quantized_form(
+    model: nn.Module,
+    images: torch.Tensor,
+    bits: int,
+    made: Callable[[nn.Conv2d | nn.Linear, QuantizedLayer], nn.Module],
+) -> nn.Module:
+    """A copy of a dense model with batch-norm folded, whose layers are those that are `made` of its
+    own and of their integer layers, whose input ranges are set, from what the float layers receive
+    on `images`, and their weights are not. Raises as `quantize` does."""
     if bits not in range(2, 9):
         raise InputError(f"quantize: bits: {bits!r} is not from 2 to 8")
     check_images("quantize", images)
     model = compressible("quantize", model, images)
     float_layers(model)  # before folding, which looks through wrapped layers
-    folded = fold_batchnorm(model)
+    folded, device = fold_batchnorm(model), device_of(model)
     layers = float_layers(folded)
     ends: dict[str, list[tuple[float, float]]] = {}
 
@@ -82,7 +79,6 @@ def calibrated(
         if type(layer) in (nn.Conv2d, nn.Linear)
         if getattr(layer, "padding_mode", "zeros") == "zeros"
     }
-    device = device_of(folded)
     owners = {id(p): name for name, layer in plain.items() for p in layer.parameters()}
     elsewhere = {""}  # layers whose weights are read by more than their own passes
 
@@ -100,14 +96,18 @@ def calibrated(
             "quantize: the network calls no nn.Conv2d or nn.Linear whose weight it reads by that "
             "alone"
         )
-    integers = {name: QuantizedLayer(plain[name], bits) for name in alone}
-    for name, layer in integers.items():
+    for name in alone:
+        quantized = QuantizedLayer(plain[name], bits)
         low, high = zip(*ends[name], strict=True)  # of each batch
-        layer.set_input_range(min(low), max(high))
-    left = tuple(name for name in layers if name not in integers)
+        quantized.set_input_range(min(low), max(high))
+        folded.set_submodule(name, made(plain[name], quantized))
+    left = tuple(name for name in layers if name not in alone)
     quantization = QuantizationSpec(bits=bits, left=left)
     attach(folded, spec_of(model).model_copy(update={"quantization": quantization}))
-    return folded, integers
+    with torch.no_grad(), full_precision(), undisturbed(device, SEED):
+        first = images[:1].to(device)
+        logits_of("quantize: in its quantized form", folded.eval(), first)  # its code may not run
+    return folded
 
 
 @torch.no_grad()

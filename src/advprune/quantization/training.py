@@ -15,8 +15,8 @@ from torch import nn
 from advprune.core.device import salted
 from advprune.core.train_settings import FineTuneSettings, QuantizeSettings
 from advprune.models.backward import straight_through
-from advprune.models.quantized import QuantizedLayer, float_layers
-from advprune.quantization.post_training import calibrated, runs
+from advprune.models.quantized import QuantizedLayer
+from advprune.quantization.post_training import quantized_form
 from advprune.training.inputs import Data
 from advprune.training.standard import finetune
 
@@ -78,11 +78,7 @@ def quantization_aware(
 def training_form(model: nn.Module, images: torch.Tensor, bits: int) -> nn.Module:
     """A copy of a dense model with batch-norm folded that computes as its integers would. images:
     `[N, C, H, W]` in [0, 1], which input ranges are taken from."""
-    folded, integers = calibrated(model, images, bits)
-    layers = float_layers(folded)
-    for name, quantized in integers.items():
-        folded.set_submodule(name, TrainedLayer(layers[name], quantized))
-    return runs(folded.requires_grad_().eval(), images)
+    return quantized_form(model, images, bits, TrainedLayer).requires_grad_()
 
 
 def trained_layers(form: nn.Module) -> dict[str, TrainedLayer]:

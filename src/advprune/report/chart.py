@@ -1,7 +1,6 @@
 """Charts as data: what is drawn, not how; `chart_live` (bokeh) and `chart_png` (matplotlib) draw.
 
-Columns are named as in tables, so that `formats` gives axes their titles and units: a column that
-is a rate is drawn in percent, one of budgets is labelled `8/255`.
+Columns are named as in tables, so that `formats` gives axes their titles and units.
 """
 
 from collections.abc import Mapping
@@ -16,20 +15,15 @@ from advprune.report.formats import bounds, heading, kind_of, texts
 
 @dataclass(frozen=True, eq=False)
 class Chart:
-    """A figure in long form: one row of `data` is one mark.
+    """A figure in long form: one row of `data` is one mark; the other fields name columns.
 
-    name: unique in the report and a file name, `security-standard`. kind: `line`, `points`,
-    `heatmap` (x and y are names, `value` is the coloured rate) or `images` (x and y name the
-    column and the row of a grid; `value` holds uint8 arrays `[C, H, W]`).
-    x: numbers, or names, which are placed side by side in the order of appearance. ordered: numbers
-    on x are placed side by side as well, with their values as labels (budgets, layers).
-    series: a colour for each value; names of models and families have the same colour everywhere.
-    interval: whether y's interval is drawn; a line draws it as a band for its first series alone.
-    panel: a panel for each value of this column, below each other, with a common x.
-    size: column in [0, 1] that enlarges markers. marker: column of which each value has a marker.
-    label: column that is written beside markers, where there is room, in a picture alone.
-    hover: further columns that the tooltip shows. reference: a dashed horizontal line, in the units
-    of y's raw numbers. x_label, y_label: instead of the column's heading.
+    name: unique in the report, and a file name. kind: of a `heatmap` x and y are names and `value`
+    is the coloured rate, of `images` they name column and row of a grid and `value` holds uint8
+    arrays `[C, H, W]`. x: numbers, or names, which are placed side by side; ordered: numbers are as
+    well. series: a colour each, the same everywhere. interval: whether y's is drawn (of a line: a
+    band for its first series alone). panel: axes each, below each other. size: in [0, 1], enlarges
+    markers. label: written beside markers in a picture. hover: more for the tooltip. reference: a
+    horizontal line, in the units of y's raw numbers.
     """
 
     name: str
@@ -68,9 +62,8 @@ Places = Mapping[str, int]  # the place of a name's colour, -1 for dense network
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """One colour of a panel. data: one row per mark from left to right: x, y, low and high in the
-    units of the axes, size (points across), sign (of `MARKERS`), label, and `words`, the texts of
-    the tooltip. place: of its colour, -1 for dense networks."""
+    """One colour of a panel. data: one row per mark from left to right, in the units of the axes;
+    `words` is its tooltip. place: of its colour, -1 for dense networks."""
 
     name: str
     data: pd.DataFrame

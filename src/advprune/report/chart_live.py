@@ -1,7 +1,6 @@
 """Charts on the page, drawn by bokeh: documents as JSON, the same bytes for the same run.
 
-Colours are those of a light page, whose style inverts them on a dark one. Names reach tooltips and
-axes as text: bokeh escapes what it inserts, and `plain` keeps it from reading them as formulas.
+Colours are those of a light page, whose style inverts them on a dark one.
 """
 
 import json
@@ -40,11 +39,8 @@ def plain(text: str) -> str:
 
 
 def live(chart: Chart, places: Places) -> dict[str, Any]:
-    """The interactive form of a chart that is not of images.
-
-    item: a bokeh document. legend: names of marks and their colours. height: in pixels. wide: it
-    takes a whole row of the page.
-    """
+    """A chart that is not of images as a bokeh document: `item`; `legend`: names of marks and their
+    colours; `height` in pixels; `wide`: it takes a whole row of the page."""
     drawn = [] if chart.kind == "heatmap" else panels(chart, places)
     height = HEIGHT if len(drawn) == 1 else SMALL
     figures = [_figure(chart, panel, height) for panel in drawn] or [_heatmap(chart)]

@@ -9,10 +9,7 @@ from advprune.report.run import Run
 
 def command(run: Run, claim: Claim, is_tested: bool) -> str:
     """By the run's own settings where it was tested or they declare what the run lacks, else by
-    the register's (`Claim.params`).
-
-    The last stages run by themselves: with what they depend on, they would make the whole run.
-    """
+    the register's. The last stages run alone: with what they depend on, they are the whole run."""
     if claim.run:
         return claim.run
     own, name = run.params, run.params.profile

@@ -14,7 +14,7 @@ from advprune.evaluate.acting import LOOKED_AT, last_stage
 from advprune.evaluate.compare import Compared, compare
 from advprune.evaluate.distances import compare_distances
 from advprune.evaluate.flips import Reached, compare_flips
-from advprune.evaluate.means import Mean, MeanComparison, compare_calibration
+from advprune.evaluate.means import Mean, against_zero, compare_calibration
 from advprune.evaluate.seeds import SeededPoint, guarded
 from advprune.evaluate.verdict import beside_one_step
 from advprune.report.run import NOT_RUN, Model, Run
@@ -132,7 +132,7 @@ def agents(run: Run, claim: Claim) -> Compared:
         raise Missing(NOT_RUN, f"{AGENTS} holds no game under {claim.attack}")
     row: Any = games.sort_values("gain").iloc[0]
     mean = Mean(row.gain, None, row.error, row.episodes - 1, 1, int(row.episodes))
-    return MeanComparison(mean, p=mean.p, direction=mean.value, margin=claim.counts, rates=False)
+    return against_zero(mean, claim.counts)
 
 
 def layers(run: Run, claim: Claim, of: str, chosen: Callable[[pd.DataFrame], Any]) -> Compared:
@@ -148,7 +148,7 @@ def layers(run: Run, claim: Claim, of: str, chosen: Callable[[pd.DataFrame], Any
         found.append((float(table[f"{of}_gain"].mean()), float(table[f"{of}_gain_error"].mean())))
     value = found[0][0] - sum(gain for gain, _ in found[1:])
     mean = Mean(value, None, hypot(*(error for _, error in found)), inf, 1, min(run.n, LOOKED_AT))
-    return MeanComparison(mean, p=mean.p, direction=value, margin=claim.counts, rates=False)
+    return against_zero(mean, claim.counts)
 
 
 METRICS: dict[str, Metric] = {

@@ -24,13 +24,6 @@ from advprune.core.profile import Profile
 from advprune.pruning import chosen, setting_of
 
 
-def check_attacks(params: Params, folder: Path) -> None:
-    """UserError where the attacks were others when stages were last run (data/<profile>/)."""
-    noted = folder / "data" / params.profile / "attacks.json"
-    if noted.is_file() and read_json(noted) != params.attacks_in_force():
-        raise UserError(f"{noted} holds other attacks than the settings; run `dvc repro`")
-
-
 def model_is_current(params: Params, runs: Path, name: str, records: pd.DataFrame) -> bool:
     """Whether a model of runs/<profile>/ and its records were made by the settings."""
     ancestors = [name]

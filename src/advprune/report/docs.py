@@ -1,11 +1,9 @@
 """The generated parts of README and docs: text between pairs of comments, and pages of families.
 
-Nothing in them is typed by hand: results come from `reports/<profile>/results.csv`, published
-claims from claims.yaml and their outcomes from the `claims.csv` of each report and of the reference
-networks in weights/, strength of the attacks and error rates of the verdict from bench/, families
-from the docstrings of their modules. Such a docstring begins with the keys of its families and what
-they do; its paragraphs begin with a heading and a full stop
-(Claim, Formula, Source). Settings are those of their classes.
+Results come from `reports/<profile>/results.csv`, claims from claims.yaml and each `claims.csv`,
+strength of the attacks and error rates of the verdict from bench/, families from the docstrings of
+their modules: the keys of the families and what they do, then paragraphs that begin with a heading
+and a full stop (Claim, Formula, Source).
 """
 
 import inspect

@@ -1,13 +1,9 @@
-"""The gate: whether robustness dropped between two revisions, model by model.
+"""The gate: whether robustness dropped between two revisions, model by model (docs/review.md).
 
-A model fails where its robust accuracy is significantly lower than before (McNemar's exact test on
-the same images, Fisher's on two counts where the images differ), or its distances are (Wilcoxon's
-signed-rank test on the same images); Holm's correction covers all these tests. A verdict may not
-get worse or be unknown, a model may not vanish, and images and settings may not change, nor be
-others than those of the committed report, unless that is allowed by name.
-With a margin, a model passes only where a larger loss is ruled out (`report.margin`). Numbers of a
-model in doubt are upper bounds: for one that can be trusted now it is no fall to be lower than they
-were, and one that is in doubt now keeps no margin.
+Robust accuracy is tested by McNemar's exact test on the same images, by Fisher's on two counts
+where they differ; distances by Wilcoxon's signed-rank test on the same images; Holm's correction
+covers all. Numbers of a model in doubt are upper bounds: for one that can be trusted now it is no
+fall to be lower than they were, and one that is in doubt now keeps no margin.
 """
 
 import re
@@ -48,11 +44,9 @@ IMAGES, SETTINGS = "images", "settings"  # what may be allowed to change, beside
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One model in both revisions; None where it is missing in one.
-
-    tests: after against before, of `robust` accuracy, and on the same images of `distance`;
-    corrected for all tests of the gate. pairs: on the same images, `clean` and `robust` accuracy.
-    """
+    """One model in both revisions; None where it is missing in one. tests: after against before, of
+    `robust` accuracy and `distance`, corrected for all of the gate. pairs: on the same images,
+    `clean` and `robust` accuracy."""
 
     name: str
     before: ModelResult | None
@@ -224,7 +218,9 @@ def _row(name: str, old: ModelResult | None, new: ModelResult | None) -> Row:
     first, second = new.rate, old.rate
     p = float(fisher_exact([[one.hits, one.n - one.hits] for one in (second, first)]).pvalue)
     risen = (first.value or 0.0) - (second.value or 0.0)
-    test = Comparison(first, second, 0, 0, p=p, direction=risen, bounds=bounds)
+    test = Compared(
+        p=p, direction=risen, difference=risen, ends_at=lambda _: (-1.0, 1.0), bounds=bounds
+    )
     return Row(name, old, new, {"robust": test})
 
 

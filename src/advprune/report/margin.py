@@ -17,13 +17,9 @@ SIZES = [round(1.05**k) for k in range(1, 300)]  # numbers of images, up to two 
 
 @dataclass(frozen=True)
 class Rules:
-    """What may be merged.
-
-    alpha: the level of the tests for a fall, over all models together, and of each bound, in
-    (0, 1). margin: the loss that has to be ruled out, a fraction of accuracies and of distances.
-    floors: the least robust accuracy by model, of all others under "". allow: models that may fall,
-    vanish or be distrusted, and `images` and `settings`, which then may change.
-    """
+    """What may be merged. alpha: the level of all tests together, and of each bound. margin: the
+    loss to be ruled out, a fraction of accuracies and of distances. floors: the least robust
+    accuracy by model, of all others under "". allow: what may fall or change, by name."""
 
     alpha: float = 0.05
     margin: float | None = None

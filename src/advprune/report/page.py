@@ -59,10 +59,8 @@ def charts(found: list[Shown]) -> dict[str, Chart]:
 
 
 def html(run: Run, found: list[Shown], about: str = "") -> str:
-    """The report as HTML: plots, pictures, style and scripts inside it; all text is escaped.
-
-    about: the title of a page about one network, which stands alone; else it is the profile's.
-    """
+    """The report as one HTML file; all text is escaped. about: the title of a page about one
+    network, which stands alone; else it is the profile's."""
     named = charts(found)
     drawn = {name: live(c, run.places) for name, c in named.items() if c.kind != "images"}
     images = {name: png(c, run.places) for name, c in named.items() if c.kind == "images"}

@@ -11,7 +11,7 @@ from advprune.core.files import read_json
 from advprune.core.params import DENSE, Params
 from advprune.core.profile import PROBES
 from advprune.data.split import read_split
-from advprune.report.current import check_attacks, model_is_current, study_is_current
+from advprune.report.current import model_is_current, study_is_current
 from advprune.report.run import Absent, Model, Run, Transfers, in_order
 
 ANSWERS = ("index", "label", "clean_pred", "adv_pred")
@@ -40,7 +40,9 @@ def read_run(params: Params, folder: Path = Path()) -> Run:
     UserError where no dense network was attacked, the attacks are others now, or a file is damaged
     or missing beside others.
     """
-    check_attacks(params, folder)
+    noted = folder / "data" / params.profile / "attacks.json"  # when stages were last run
+    if noted.is_file() and read_json(noted) != params.attacks_in_force():
+        raise UserError(f"{noted} holds other attacks than the settings; run `dvc repro`")
     records, runs = (folder / kind / params.profile for kind in ("records", "runs"))
     places = {name: runs / name / "records.parquet" for name in params.leaderboard()}
     found = {name: records_of(path) for name, path in places.items() if path.exists()}

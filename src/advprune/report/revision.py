@@ -38,12 +38,9 @@ ROUNDING = 1e-4  # of most columns, to four digits
 
 @dataclass(frozen=True, eq=False)
 class ModelResult:
-    """A model in one revision, image by image.
-
-    robust: bool `[n]`, whether no attack fools the model; distances: `[n]`, 0 where the clean image
-    is misclassified. images: fingerprint of the test images. attacks: those that were run on the
-    model, by their columns, and `TRANSFER`. budget: the main attack, its norm and eps.
-    """
+    """A model in one revision, image by image. robust: bool `[n]`; distances: `[n]`, 0 where the
+    clean image is misclassified. images: fingerprint of the test images. attacks: columns of those
+    that were run on it, and `TRANSFER`. budget: the main attack, its norm and eps."""
 
     robust: np.ndarray
     distances: np.ndarray

@@ -24,11 +24,8 @@ LONG = 16  # rows from which a table is folded
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A heading, one or two sentences, a table and a chart.
-
-    table: raw numbers, rates as fractions; text only for names. `formats` formats a column by its
-    name. folded: table and chart are shown once they are asked for.
-    """
+    """A heading, one or two sentences, a table (raw numbers, rates as fractions, text only for
+    names) and a chart. folded: table and chart are shown once they are asked for."""
 
     title: str
     text: str = ""

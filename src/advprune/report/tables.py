@@ -33,11 +33,8 @@ def explained(tests: str) -> str:
 
 
 def rated(column: str, found: Rate | Mean) -> Row:
-    """A rate, or a mean of rates, as a column with its interval, not rounded.
-
-    The interval of a mean is cut to [0, 1]; where all seeds and images agree it is Wilson's over
-    images: none of n is not never.
-    """
+    """A rate, or a mean of rates, as a column with its interval, not rounded; that of a mean is cut
+    to [0, 1], or Wilson's over images where all seeds agree: none of n is not never."""
     ends: Any = found.interval
     if isinstance(found, Mean) and found.agree:
         ends = Rate(round(found.value * found.images), found.images).interval

@@ -18,10 +18,7 @@ LEFT = ("model", "distance_against_dense", "verdict")  # columns of text
 
 
 def leaderboard(profile: str, markdown: bool = False, folder: Path = Path("reports")) -> str:
-    """The table of a finished run, its title first; UserError where there is none.
-
-    markdown: for GitHub, else aligned for the terminal.
-    """
+    """The table of a finished run, its title first, for the terminal or GitHub."""
     table = read(profile, folder)
     with budgets_in(str(table.norm.iloc[0])):
         title = title_of(profile, table)

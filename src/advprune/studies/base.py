@@ -20,7 +20,7 @@ from advprune.data import Split, to_float
 from advprune.evaluate.craft import craft, rows
 from advprune.evaluate.records import Work
 from advprune.pruning import check_controls, setting_of
-from advprune.training.inputs import Pair
+from advprune.training.inputs import Inputs, Pair
 
 Tables = dict[str, pd.DataFrame]  # by file name without ending; `records` is always among them
 
@@ -62,6 +62,11 @@ class Given:
     def test(self) -> Pair:
         """The test images likewise; only these are ever attacked."""
         return to_float(self.splits["test"].images), self.splits["test"].labels
+
+    def inputs(self, name: str, seed: int) -> Inputs:
+        """What a network is trained on by a seed; `name`: of its unfinished state."""
+        state = self.parts.folder / f"{name}-{seed}.pt"
+        return Inputs(self.splits["train"], self.splits["val"], seed, self.device, state)
 
     def finished(
         self, what: str, jobs: Mapping[str, Callable[[], pd.DataFrame]]

@@ -22,7 +22,6 @@ from advprune.models.spec import spec_of
 from advprune.models.stochastic import is_randomized
 from advprune.studies.base import Given, Tables, smallest, study
 from advprune.training.binary import train_binary
-from advprune.training.inputs import Inputs
 from advprune.training.networks import load_or_train
 from advprune.training.standard import accuracy
 
@@ -68,22 +67,15 @@ def bitflips(entry: BitFlipSettings, given: Given) -> Tables:
     flips, place = given.profile.flips, f"studies.{given.name}.of"
     classes = len(given.splits["test"].classes)
     if given.card["bits"] not in (1, 32):
-        raise UserError(
-            f"{place}: {given.of} holds integers; name a model whose weights are in floating point"
-        )
+        raise UserError(f"{place}: {given.of} holds integers; name a model of floating point")
     if is_randomized(given.model):
-        raise UserError(
-            f"{place}: this model draws at random, so that losses cannot be compared; name one "
-            "that does not"
-        )
+        raise UserError(f"{place}: this model draws at random; name one that does not")
     if "targeted" in entry.variants and flips.target >= classes:
         raise UserError(f"flips.target is {flips.target}; classes are 0 to {classes - 1}")
     shape = given.splits["test"].shape
     networks = [given.model, *(trained(given, n) for n in range(1, entry.trainings))]
-    stored = [
-        store(one.to(given.device), entry.bits, entry.scale, shape, entry.floats)
-        for one in networks
-    ]
+    how = entry.bits, entry.scale, shape, entry.floats
+    stored = [store(one.to(given.device), *how) for one in networks]
     tried = [v for v in VARIANTS if v in ("untargeted", "random", *entry.variants)]
     most = dict.fromkeys(tried, entry.budget or flips.budget) | {"random": flips.random}
 
@@ -101,9 +93,7 @@ def trained(given: Given, number: int) -> nn.Module:
     """The study's network, trained from another seed: a dense one, or a binary one of the channels
     that it has."""
     how, profile = given.params.setting(given.of), given.profile
-    state = given.parts.folder / f"training-{number}.pt"
-    seed = given.params.seed + number
-    known = Inputs(given.splits["train"], given.splits["val"], seed, given.device, state)
+    known = given.inputs("training", given.params.seed + number)
     if isinstance(how, BinarySettings):
         return train_binary(spec_of(given.model), how, profile.train, known)[0]
     if isinstance(how, RecipeSettings):

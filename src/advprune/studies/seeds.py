@@ -29,7 +29,6 @@ from advprune.models.card import sparsity_of
 from advprune.pruning import Data, prune
 from advprune.studies.base import Given, Tables, attacked, study, too_few_images
 from advprune.training.binary import binary_spec, train_binary
-from advprune.training.inputs import Inputs
 from advprune.training.networks import load_or_train, spec_for
 from advprune.training.standard import Row
 
@@ -173,18 +172,12 @@ def chosen_attacks(
     return {one: typed(one, known[one]) for one in names}
 
 
-def inputs(given: Given, name: str, seed: int) -> Inputs:
-    """What a network is trained on; `name`: of its unfinished state."""
-    state = given.parts.folder / f"{name}-{seed}.pt"
-    return Inputs(given.splits["train"], given.splits["val"], seed, given.device, state)
-
-
 def network(given: Given, recipe: str, seed: int) -> Made:
     """The dense network of a seed: the pipeline's own for the run's seed, else trained."""
     model = given.model.to(given.device)
     if seed != given.params.seed:
         how = RecipeSettings.model_validate(given.card["setting"])
-        known = inputs(given, f"dense-{recipe}", seed)
+        known = given.inputs(f"dense-{recipe}", seed)
         model, _ = load_or_train(given.profile, None, how, known)
     return model, {"family": DENSE, "prune_ratio": 0.0}, []
 
@@ -192,7 +185,7 @@ def network(given: Given, recipe: str, seed: int) -> Made:
 def compressed(given: Given, name: str, point: Point, seed: int, dense: Callable[[], Made]) -> Made:
     """A point's network: the dense one of the seed under a family, or a binary network, which has
     only its architecture."""
-    profile, known = given.profile, inputs(given, f"point-{name}", seed)
+    profile, known = given.profile, given.inputs(f"point-{name}", seed)
     if point.binary is not None:
         spec = binary_spec(spec_for(profile.model, known.train))
         model, _ = train_binary(spec, point.binary, profile.train, known)

@@ -24,6 +24,7 @@ from advprune.core.train_settings import (
     ModelSettings,
     RecipeSettings,
     SurrogateSettings,
+    WeightsSettings,
 )
 from advprune.data import Split, to_float
 from advprune.models.border import admitted
@@ -102,17 +103,18 @@ def spec_for(settings: ModelSettings, train: Split, weights: Path | None = None)
     )
 
 
-def begin(settings: ModelSettings, train: Split, seed: int) -> nn.Module:
-    """The network of the settings for the training images, initialized from `seed`."""
-    model = build(spec_for(settings, train), settings.factory)
-    initialize(model, torch.Generator().manual_seed(seed))
-    return fitting(model, settings, train)
-
-
-def fitting(model: nn.Module, settings: ModelSettings, train: Split) -> nn.Module:
-    """The network, after a warning of weights that meet only padding on the training images, which
-    sparsity, stored bits and gradients count although they have no effect. UserError where a
-    foreign network cannot answer such images."""
+def begin(
+    settings: ModelSettings, train: Split, seed: int, weights: WeightsSettings | None = None
+) -> nn.Module:
+    """The network of the settings for the training images, initialized from `seed` or loaded. Warns
+    of weights that meet only padding on these images, which sparsity, stored bits and gradients
+    count although they have no effect. UserError where a foreign network cannot answer them."""
+    if weights is None:
+        model = build(spec_for(settings, train), settings.factory)
+        initialize(model, torch.Generator().manual_seed(seed))
+    else:
+        spec = spec_for(settings, train, referenced(weights.path))
+        model = load_foreign(spec, weights.path, weights.sha256, settings.factory)
     check_answers(model, train.shape)
     if (inert := inert_of(model, train.shape)) > NOTED:
         size = "x".join(map(str, train.shape[1:]))
@@ -131,14 +133,11 @@ def load_or_train(
     weights for the recipe of this name. None, of other seeds, is always trained."""
     settings = profile.model
     weights = None if recipe_name is None else settings.weights.get(recipe_name)
-    if weights is not None:
-        spec = spec_for(settings, inputs.train, referenced(weights.path))
-        model = load_foreign(spec, weights.path, weights.sha256, settings.factory)
-        model = fitting(model, settings, inputs.train).to(inputs.device)
-        reached = accuracy(model, inputs.val.images, inputs.val.labels)
-        return model, [{"epoch": 0, "val_accuracy": round(reached, 4)}]
-    model = begin(settings, inputs.train, inputs.seed).to(inputs.device)
-    return model, train(model, inputs, profile.train, recipe)
+    model = begin(settings, inputs.train, inputs.seed, weights).to(inputs.device)
+    if weights is None:
+        return model, train(model, inputs, profile.train, recipe)
+    reached = accuracy(model, inputs.val.images, inputs.val.labels)
+    return model, [{"epoch": 0, "val_accuracy": round(reached, 4)}]
 
 
 def train_surrogate(

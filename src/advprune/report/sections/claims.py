@@ -1,9 +1,9 @@
 """Published claims, tested on a run: each entry of claims.yaml gets an outcome and its reason.
 
-A metric compares the claim's model with its control; every comparison of a run is corrected with
-all the others (Holm). A claim is *reproduced* where what it says is shown, *refuted* where the
-interval excludes it, in a regime that is no easier than the published one and with the method's
-own criteria met. Anything else is not reproduced here, for a reason, or was not run.
+A metric compares the claim's model with its control; all comparisons of a run are corrected
+together (Holm). A claim is *reproduced* where what it says is shown, *refuted* where the interval
+excludes it in its regime and with the method's own criteria met; else it is not reproduced here,
+for a reason, or was not run.
 """
 
 from collections.abc import Mapping
@@ -172,12 +172,9 @@ def _judge(run: Run, one: Judged, test: Compared, p: float) -> Judged:
 
 
 def _unbelieved(run: Run, claim: Claim, test: Compared) -> str:
-    """Why the outcome rests on an upper bound; empty if it does not.
-
-    Of what is shown to differ that is the higher one; else the one that might be lower, against
-    what is claimed or concluded. That two are equal rests on both, and that one is no higher on its
-    control, whatever differs. Over seeds, where fewer attacks are run, it is either.
-    """
+    """Why the outcome rests on an upper bound; empty if it does not. Of what is shown to differ
+    that is the higher one; that two are equal rests on both, that one is no higher on its control.
+    Over seeds, where fewer attacks are run, it is either."""
     if claim.metric not in ("robust", "distance"):
         return ""
     model, control = arms(run, claim)
@@ -251,9 +248,14 @@ def _regime(run: Run, claim: Claim, size: Mapping[str, int]) -> str:
     if size and regime.epochs:  # of training after the dense network's, else of that
         setting, name, models, trained = None, claim.model, run.params.models, 0
         if claim.study is None:
-            while not _epochs(setting := _setting(run, name)) and name in models:
+            cards = {one.name: one.card for one in run.models}
+
+            def made(name: str) -> Any:  # by its card, or as the settings say
+                return cards[name]["setting"] if name in cards else run.params.setting(name)
+
+            while not _epochs(setting := made(name)) and name in models:
                 name = models[name].of
-            history = run.by_name[name].card.get("history") if name in run.by_name else None
+            history = cards.get(name, {}).get("history")
             trained = int(history[-1]["epoch"]) if history else 0  # 0 of weights that were given
         for study in run.studies_of("seeds").values() if claim.study == "seeds" else ():
             if point := study.settings["points"].get(claim.model):
@@ -262,12 +264,6 @@ def _regime(run: Run, claim: Claim, size: Mapping[str, int]) -> str:
     own |= size
     less += [f"{key} {own[key]:,}" for key in own if own[key] < getattr(regime, key)]
     return regime.asked + (f"; here {', '.join(less)}" if less else REACHED if size else "")
-
-
-def _setting(run: Run, name: str) -> Any:
-    """What a model was made by: of its card, where it is on the leaderboard of the run."""
-    model = run.by_name.get(name)
-    return model.card["setting"] if model else run.params.setting(name)
 
 
 def _epochs(setting: Any) -> int:

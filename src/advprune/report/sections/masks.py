@@ -25,11 +25,9 @@ AMOUNTS = {"compression", "sparsity", "finetune"}  # keys that do not make a var
 
 @dataclass(frozen=True, eq=False)
 class Point:
-    """A family at one setting, of the leaderboard or of a study, and its records.
-
-    given: as the settings write it; a bare number is a compression. white: records under each
-    attack on itself, by name. transferred: records on images of its dense network, by attack.
-    """
+    """A family at one setting, of the leaderboard or of a study. given: as the settings write it; a
+    bare number is a compression. white: records under each attack on itself, by name. transferred:
+    on images of its dense network, by attack."""
 
     family: str
     given: Any

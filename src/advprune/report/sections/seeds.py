@@ -28,6 +28,13 @@ def seeds(run: Run) -> Parts:
             continue
         study, (count, n) = run.params.studies[name], points[0].clean.shape
         attacks = list(dict.fromkeys([run.main, *study.settings.get("attacks", [])]))
+        marks = pd.DataFrame(  # from dense to sparse
+            {"point": one.name, "family": one.family, "sparsity": one.zeros, "images": side}
+            | {"seed_deviation": one.mean(side).deviation}
+            | rated("accuracy", one.mean(side))
+            for side in ("clean", "robust")
+            for one in sorted(points, key=lambda point: point.sparsity or 0.0)
+        )
         axes = ("point", "accuracy", "family", "images")
         look: Row = {"interval": True, "hover": ("sparsity", "seed_deviation")}
         yield Part(
@@ -37,7 +44,7 @@ def seeds(run: Run) -> Parts:
             "Intervals cover other seeds and other images. Upper bound: so is a model of the same "
             f"family on the leaderboard. {explained('all points')}",
             table_of(run, points),
-            Chart(f"sparsity-{name}", "points", over_sparsity(points), *axes, **look),
+            Chart(f"sparsity-{name}", "points", marks, *axes, **look),
         )
         yield Part(
             f"Learned masks against their controls, on {study.of}",
@@ -93,17 +100,6 @@ def table_of(run: Run, points: list[SeededPoint]) -> pd.DataFrame:
         row |= columns(against[one], "area_difference") if one in against else {}
         rows.append(row | {"setting": number(one.setting)})
     return pd.DataFrame(rows)
-
-
-def over_sparsity(points: list[SeededPoint]) -> pd.DataFrame:
-    """One row per point and side, from dense to sparse."""
-    return pd.DataFrame(
-        {"point": one.name, "family": one.family, "sparsity": one.zeros, "images": side}
-        | {"seed_deviation": one.mean(side).deviation}
-        | rated("accuracy", one.mean(side))
-        for side in ("clean", "robust")
-        for one in sorted(points, key=lambda point: point.sparsity or 0.0)
-    )
 
 
 def pair_table(run: Run, points: list[SeededPoint]) -> pd.DataFrame:
