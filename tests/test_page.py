@@ -65,11 +65,15 @@ FLOOR = {"survivors": (0, 0, 0), "carried": 0}
             accuracy,
             [model("dense", (0, 0, 0)), model("A", **BROKEN)],
             "for none of 1 compressed model, lower for none, not significantly different for none "
-            "and undecided for 1 (the higher one is an upper bound, or the model is less accurate",
+            "and undecided, as an upper bound or at lower clean accuracy, for 1",
         ),
-        (effect, [model("dense", (0, 0, 0)), model("A", **BROKEN)], "undecided for 1"),
-        (accuracy, [model("dense", **BROKEN), model("A", (0, 0, 0))], "and undecided for 1"),
-        (effect, [model("dense", **BROKEN), model("A", (0, 0, 0))], "and undecided for 1"),
+        (effect, [model("dense", (0, 0, 0)), model("A", **BROKEN)], "lower clean accuracy, for 1"),
+        (
+            accuracy,
+            [model("dense", **BROKEN), model("A", (0, 0, 0))],
+            "lower clean accuracy, for 1",
+        ),
+        (effect, [model("dense", **BROKEN), model("A", (0, 0, 0))], "lower clean accuracy, for 1"),
         (effect, [firm("dense"), firm("A", clean=20)], "smaller for 1 (A-standard)"),
     ],
 )

@@ -66,16 +66,21 @@ def _counted(run: Run, what: str, test: str, up: str, down: str, end: str) -> st
     tests = {model: getattr(one, test) for model, one in against_dense(run).items()}
     above = [model for model, one in tests.items() if one.better]
     below = [model for model, one in tests.items() if one.differs and not one.better]
-    same = sum(one.outcome.startswith((NOT_SIGNIFICANT, "equivalent")) for one in tests.values())
+    same = [
+        model
+        for model, one in tests.items()
+        if one.outcome.startswith((NOT_SIGNIFICANT, "equivalent"))
+    ]
+    left = [model for model in tests if model not in (*above, *below, *same)]
     parts = [
         f"{up} than the dense network's for {len(above) or 'none'} of "
         f"{counted(len(tests), 'compressed model')}{_named(run, above)}",
         f"{down} for {len(below) or 'none'}{_named(run, below)}",
-        f"not significantly different for {same or 'none'}",
+        f"not significantly different for {len(same) or 'none'}",
     ]
-    if left := len(tests) - len(above) - len(below) - same:
-        why = "the higher one is an upper bound, or the model is less accurate when clean"
-        parts.append(f"undecided for {left} ({why})")
+    if left:
+        why = "as an upper bound or at lower clean accuracy"
+        parts.append(f"undecided, {why}, for {len(left)}{_named(run, left)}")
     return f"{what} {listed(parts)}{end}" if tests else ""
 
 
