@@ -453,4 +453,4 @@ def test_the_commands_of_the_guide_on_their_checkpoint(tmp_path, ten_pictures, r
     assert re.search(r"robust +[\d.]+ +57\.1", said)
     assert "beside: RobustBench, model_info/cifar10/Linf at commit 78fcc9e" in said
     status, said, err = run(*evaluated.replace("2020", "2021").split())
-    assert status == 2 and "is no file, and none of robustbench/Sehwag2020Hydra" in err
+    assert status == 2 and "there are figures of robustbench/Sehwag2020Hydra, " in err
