@@ -15,7 +15,7 @@ from advprune.attacks import attack, pgd
 from advprune.attacks.cost import Cost
 from advprune.core import distributed
 from advprune.core.attack_settings import AttackSettings
-from advprune.core.resume import Parts
+from advprune.core.resume import Parts, unfinished
 from advprune.core.train_settings import RecipeSettings, TrainSettings
 from advprune.evaluate.craft import craft
 from advprune.evaluate.probes import Probe
@@ -95,6 +95,8 @@ def main(folder: Path) -> None:
     found["training"]["resumed"] = training("pgd", state=state, epochs=2)
     parts = Parts(folder / f"parts{rank}", files=[])
     table = partial(parts.frame, "table", lambda: pd.DataFrame({"by": [rank]}))
+    with unfinished("training", files=[]) as kept:  # of which only the first is to be there alone
+        found["training"]["stage"] = training("pgd", state=kept, epochs=1)
     found["parts"] = [int(table().by[0]), int(table().by[0]), len(list(folder.glob("parts*/*/*")))]
     found["inside"] = distributed.spread(range(3), lambda n: (n, distributed.processes()))
     torch.save(found, folder / f"{rank}.pt")

@@ -81,7 +81,7 @@ def test_attacks_give_the_same_bytes_in_every_process(found):
 
 def test_all_processes_train_the_same_network_as_one_does_without_batchnorm(found):
     first, second = (one["training"] for one in found)
-    assert first.keys() == second.keys() == {*shared_work.METHODS, "linear", "resumed"}
+    assert first.keys() == second.keys() == {*shared_work.METHODS, "linear", "resumed", "stage"}
     for name, trained in first.items():
         assert trained["history"] == second[name]["history"]
         assert len(trained["history"]) == 1 + (name == "resumed")

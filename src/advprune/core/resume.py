@@ -24,15 +24,6 @@ Kept = TypeVar("Kept")
 Noted = tuple[torch.Tensor, dict[str, Any]]  # a tensor and facts about it, which JSON can hold
 
 
-@contextmanager
-def unfinished(*settings: Any, files: list[Path]) -> Iterator[Path]:
-    """Where unfinished training is kept, under all that it depends on; removed in the end."""
-    folder = Path("checkpoints") / fingerprint(*settings, files=files)
-    with locked(folder):
-        yield folder / "training.pt"
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 class Parts:
     """Finished parts of one piece of work, in a folder named by everything it depends on.
 
@@ -83,7 +74,8 @@ class Parts:
 
     def discard(self) -> None:
         """The whole is done: drop the parts."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if is_main():  # the others may be done before
+            shutil.rmtree(self.folder, ignore_errors=True)
         self.lock.close()
 
     def _kept(
@@ -110,3 +102,12 @@ class Parts:
             with atomic(path) as temporary:
                 write(value, temporary)
         return from_main(lambda: read(path))
+
+
+@contextmanager
+def unfinished(*settings: Any, files: list[Path]) -> Iterator[Path]:
+    """The file in which unfinished training is kept, likewise; removed in the end."""
+    parts = Parts(Path("checkpoints"), *settings, files=files)
+    with parts.lock:
+        yield parts.folder / "training.pt"
+        parts.discard()

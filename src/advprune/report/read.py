@@ -97,8 +97,8 @@ def read_run(params: Params, folder: Path = Path()) -> Run:
 
 def read_transfers(path: Path) -> dict[str, Transfers]:
     """The records of models on others' images, by target; none where there is no such file."""
-    table, found = _frame(path) if path.exists() else pd.DataFrame(), dict[str, Transfers]()
-    if len(table):  # of a single network there is none
+    found = dict[str, Transfers]()
+    if path.exists() and len(table := _frame(path)):  # empty in a run of one model
         _check(table, path, *COLUMNS["transfer"])
         for (target, *source), part in table.groupby(["target", "source", "attack"], sort=False):
             found.setdefault(str(target), {})[str(source[0]), str(source[1])] = in_order(part)
