@@ -5,7 +5,7 @@ from typing import Literal
 
 from common import script  # isort: skip (it puts the library on the path)
 
-from advprune.core.files import atomic, write_json
+from advprune.core.files import atomic, write_json, write_table
 from advprune.rl.settings import RlParams, load
 
 RUNS = Path("runs/rl")
@@ -28,8 +28,7 @@ def evaluate(params: RlParams, game: str) -> None:
 
     dense = agent.load_agent(RUNS / game / "agent.safetensors")
     records = attack.evaluate(dense, params.game(game), params)
-    with atomic(RUNS / game / "records.parquet") as temporary:
-        records.to_parquet(temporary, index=False)
+    write_table(RUNS / game / "records.parquet", records)
 
 
 def report(params: RlParams, _: str) -> None:
@@ -41,8 +40,7 @@ def report(params: RlParams, _: str) -> None:
     records = {game: pd.read_parquet(RUNS / game / "records.parquet") for game in params.games}
     found = {game: results(table) for game, table in records.items()}
     write_json(Path("rl/metrics.json"), metrics(found))
-    with atomic(Path("rl/gains.csv")) as temporary:
-        gains(records).to_csv(temporary, index=False)
+    write_table(Path("rl/gains.csv"), gains(records))
     with atomic(Path("rl/report")) as folder:
         folder.mkdir()
         (folder / "report.md").write_text(markdown(found, params), encoding="utf-8")
