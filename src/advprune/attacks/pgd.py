@@ -16,6 +16,7 @@ from advprune.attacks.losses import LOSSES
 from advprune.attacks.opening import Opened, opened, wide
 from advprune.attacks.registry import Context, attack, method
 from advprune.core.attack_settings import AttackSettings
+from advprune.models.border import refuse
 
 BETAS = 0.9, 0.999  # of Adam (Kingma and Ba, 2015), as published
 
@@ -44,6 +45,9 @@ def _pgd(
 ) -> Tensor:
     """Of a model that draws at random, the last iterate is taken: leaving a sample at its first
     misclassified draw, or choosing its best iterate, would reward a lucky draw."""
+    # Not asked of settings: those of runs in L2 hold SAP's published attack too, which is not run.
+    unfit = s.adam and (s.momentum > 0 or s.norm != "Linf")
+    refuse("pgd", {"adam has a momentum of its own, and Linf alone": unfit})
     with opened(model, images, labels, s, how) as at:
         if at.randomized:
             at = replace(at, setting=s.model_copy(update={"drop": False, "keep": "last"}))

@@ -96,12 +96,6 @@ class AttackSettings(GradientAttack):
     momentum: float = Field(default=0.0, ge=0, le=1)
     adam: bool = False
 
-    @model_validator(mode="after")
-    def _adam_is_of_linf(self) -> Self:
-        if self.adam and (self.momentum > 0 or self.norm != "Linf"):
-            raise ValueError("adam has a momentum of its own, and Linf alone")
-        return self
-
     @property
     def crosses(self) -> bool:
         """Whether its path is long enough for a random start on the far side of the ball."""
