@@ -117,6 +117,7 @@ NO_FOLDER = "check that the folder may be written to"
         ("nothing", "No such command 'nothing'"),
         ("evaluate NET --page NET", BUILT),
         ("evaluate NET --page TMP", "it is a folder; name a file"),
+        ("evaluate NET --page /dev/null", "it is a device or a pipe; name a file"),
         ("evaluate NET --page TMP/file/net.html", NO_FOLDER),
         (f"evaluate NET --page TMP/{'x' * 300}.html", "File name too long"),
         ("evaluate NET --out TMP/file", NO_FOLDER),

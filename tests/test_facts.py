@@ -97,6 +97,12 @@ def test_what_the_users_code_does_is_no_answer(theirs, capsys, run):
     assert ended(long, "it") == 2
     assert capsys.readouterr().err.strip() == f"error: {'x' * 300}: File name too long"
 
+    def raised(**_):
+        raise OSError("could not get source code")  # as libraries do, with no fault of the system
+
+    assert ended(raised, "it") == 2
+    assert "in raised\n" in capsys.readouterr().err
+
 
 def test_a_full_disk_and_a_poor_terminal(capfd, monkeypatch):
     def full(**_):

@@ -431,6 +431,23 @@ def test_damaged_results_of_either_side_are_refused(repository, run):
         git(Path(), "commit", "-q", "--allow-empty", "-am", "as it is")
 
 
+@pytest.mark.parametrize("place", ["reports/digits/results.csv", "metrics/digits/A-standard.json"])
+def test_results_and_metrics_are_plain_files(repository, run, place):
+    path = Path(place)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for make in (
+        os.mkfifo,
+        lambda one: one.symlink_to("/dev/zero"),
+        lambda one: one.symlink_to(Path("params.yaml").absolute()),
+        Path.mkdir,
+    ):
+        path.unlink(missing_ok=True)
+        make(path)
+        status, out, err = run("gate", "--base", "main")
+        assert (status, out) == (2, "")
+        assert err == f"error: {place} is no plain file; run `dvc repro`\n"
+
+
 def test_settings_that_the_report_does_not_hold_are_red(repository, run):
     """prune.A is edited and nothing is run again; of another profile nothing is asked."""
     chosen = Path("params.yaml").read_text()

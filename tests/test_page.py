@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 from browser import BROWSER, run_in
@@ -79,6 +80,20 @@ FLOOR = {"survivors": (0, 0, 0), "carried": 0}
 )
 def test_the_answer_counts_what_differs(sentence, models, words):
     assert words in sentence(run_of(*models))
+
+
+def test_what_is_higher_than_a_control_is_said_to_be_compared_with_it(monkeypatch):
+    run = run_of(firm("dense"), model("A"), model("B"))
+    outcomes = {"A": ("higher (control: B-standard)", "B-standard"), "B": ("not significant", "")}
+    tests = {
+        run.model(f"{name}-standard"): SimpleNamespace(
+            distance=SimpleNamespace(outcome=said, better=bool(by), differs=bool(by), control=by)
+        )
+        for name, (said, by) in outcomes.items()
+    }
+    monkeypatch.setattr("advprune.report.summary.against_dense", lambda run: tests)
+    words = "(A-standard) (A-standard compared with B-standard, of equal clean accuracy), smaller"
+    assert words in effect(run)
 
 
 def test_every_dense_network_is_named_with_its_accuracies():

@@ -183,6 +183,17 @@ def test_a_checkpoint_of_the_hub(hub, run):
         downloaded("hf:tiny")
 
 
+def test_the_hub_is_asked_only_for_what_was_not_downloaded_before(hub, monkeypatch):
+    asked = []
+
+    def download(filename, local_files_only, **_):
+        asked.append(local_files_only)
+        return str(hub / filename)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    assert downloaded("hf:someone/tiny") == hub / "model.safetensors" and all(asked)
+
+
 def test_packages_that_are_missing_are_asked_for(monkeypatch):
     for package in ("huggingface_hub", "timm"):
         monkeypatch.setitem(sys.modules, package, None)

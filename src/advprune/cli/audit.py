@@ -25,10 +25,10 @@ def audit(
     """Is this checkpoint the network that it is said to be, and how sparse is it?
 
     Compares the tensors with the architecture, name by name: missing, left over, misshapen, of a
-    wrong type, NaN or infinite, under two names, or the same numbers twice. Counts zeros by layer,
-    over all prunable weights (convolutions and linear layers) and over all weights and biases.
-    Masks beside their weights are applied first (those of torch.nn.utils.prune, any
-    `X_mask` beside `X`, HYDRA's `popup_scores`). No code in the file is ever run.
+    wrong type, NaN or infinite, or under two names. Counts zeros by layer, over all prunable
+    weights (convolutions and linear layers) and over all weights and biases. Masks beside their
+    weights are applied first (those of torch.nn.utils.prune, any `X_mask` beside `X`, HYDRA's
+    `popup_scores`). No code in the file is ever run.
 
     Exit status: 0 sound, 1 with one line per fault, 2 where the file cannot be read.
     """

@@ -55,7 +55,12 @@ FamilyArgument = Annotated[
     str,
     typer.Argument(
         help="The family's key, such as E or magnitude_global.",
-        autocompletion=completed(lambda params: params.prune),  # the registry takes seconds
+        autocompletion=completed(  # from the settings: the registry takes seconds
+            lambda params: dict.fromkeys(
+                one.get("family", key) if isinstance(one, dict) else key
+                for key, one in params.prune.items()
+            )
+        ),
     ),
 ]
 

@@ -46,9 +46,12 @@ def ended(app: Callable[..., Any], name: str) -> int:
     except (typer.Abort, KeyboardInterrupt):
         print("error: interrupted", file=sys.stderr)
         return 130
-    except OSError as error:  # of a path that was given: too long, not to be read; of a full disk
-        where = "" if error.filename is None else f"{error.filename}: "
-        print(f"error: {UserError(f'{where}{error.strerror or error}')}", file=sys.stderr)
+    except OSError as error:
+        if error.errno is None:  # raised by code that was called, not by the system
+            traceback.print_exc()
+        else:  # of a path that was given: too long, not to be read; of a full disk
+            where = "" if error.filename is None else f"{error.filename}: "
+            print(f"error: {UserError(f'{where}{error.strerror}')}", file=sys.stderr)
     except SystemExit as error:
         if isinstance(error.__context__, BrokenPipeError):  # who reads has gone: `| head`
             return WRONG

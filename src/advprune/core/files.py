@@ -77,6 +77,8 @@ def check_writable(path: Path, read: Collection[Path] = (), suffix: str = "") ->
         raise UserError(f"cannot write {path}: it is the network; name another file")
     if path.is_dir():
         raise UserError(f"cannot write {path}: it is a folder; name a file")
+    if path.exists() and not path.is_file():
+        raise UserError(f"cannot write {path}: it is a device or a pipe; name a file")
     trial = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ repository, name its revision.
 import importlib
 import re
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 
 from advprune.core.errors import UserError, first_line
@@ -38,14 +39,16 @@ def downloaded(reference: str) -> Path:
         ) from error
     known, why = {"repo_id": repository, "revision": revision}, ""
     names = (file,) if file else WEIGHTS
-    for name in names:
+    for local, name in product((True, False), names):
         try:
-            path = hub.hf_hub_download(filename=name, **known)
+            path = hub.hf_hub_download(filename=name, local_files_only=local, **known)
             with suppress(errors.EntryNotFoundError):
-                hub.hf_hub_download(filename=CONFIGURATION, **known)
+                hub.hf_hub_download(filename=CONFIGURATION, local_files_only=local, **known)
             return Path(path)
         except errors.LocalEntryNotFoundError:
             why = "the Hub cannot be reached, and the file was not downloaded before"
+            if not local:  # another file would be waited for as long
+                break
         except errors.EntryNotFoundError:
             why = f"the repository has no file {' or '.join(names)}"
         except Exception as error:  # of permissions, names and connections, of many kinds

@@ -10,7 +10,6 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
-    TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
@@ -24,6 +23,13 @@ class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
         return Text(f"{speed:,.0f}/s" if speed else "", style="cyan")
+
+
+class _What(ProgressColumn):
+    """What is being done, cut short where the terminal is narrow."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.description, no_wrap=True, overflow="ellipsis")
 
 
 _quiet = False
@@ -43,8 +49,7 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """
     whole = Column(no_wrap=True)
     numbers = (MofNCompleteColumn, _Rate, TimeElapsedColumn, TimeRemainingColumn)
-    words = TextColumn("{task.description}", markup=False, table_column=Column())
-    columns = [words, BarColumn(bar_width=20, table_column=whole)]
+    columns = [_What(), BarColumn(bar_width=20, table_column=whole)]
     columns += [kind(table_column=whole) for kind in numbers]
     with Progress(*columns, console=Console(stderr=True, quiet=_quiet)) as bar:
         task = bar.add_task(what, total=total)

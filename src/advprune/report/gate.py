@@ -37,6 +37,7 @@ from advprune.report.tables import jointly
 
 RANK = list(LEVELS.values())  # from the best to the worst
 UNPAIRED = "\\*"
+SHOWN = 4  # columns that differ; the comment on a pull request has its limits
 TESTS = "robust", "distance"
 PLAIN = re.compile(r"(?!www)\w[\w-]*", re.ASCII)
 IMAGES, SETTINGS = "images", "settings"  # what may be allowed to change, besides a model by name
@@ -134,16 +135,15 @@ def judge_trees(
     if recompute and (committed := here.revision(active)):
         judged = judge(committed, made, Rules(rules.alpha, allow=rules.allow), order)
         differ = differences(committed, made)
-        lines = [
-            f"{quoted(model)}: the records give another {listed([code(name) for name in names])}."
-            for model, names in differ.items()
-            if model not in rules.allow
-        ]
         # Where every image came out alike, nothing else may differ; else the processor is another.
-        if any({*OUTCOMES} & {*names} for names in differ.values()):
-            judged = replace(judged, warnings=judged.warnings + lines)
-        else:
-            judged = replace(judged, failures=judged.failures + lines)
+        alike = not any({*OUTCOMES} & {*names} for names in differ.values())
+        failures, warnings = [*judged.failures], [*judged.warnings]
+        for model, names in differ.items():
+            more = [f"{len(names) - SHOWN} more"] if len(names) > SHOWN else []
+            shown = listed([*map(code, names[:SHOWN]), *more])
+            wrong = failures if alike and model not in rules.allow else warnings
+            wrong.append(f"{quoted(model)}: the records give another {shown}.")
+        judged = replace(judged, failures=failures, warnings=warnings)
         found.append((f"Records of {code(active)} against its results.csv", judged))
     return found
 

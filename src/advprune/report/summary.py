@@ -80,6 +80,10 @@ def _counted(run: Run, what: str, test: str, up: str, down: str, end: str) -> st
     if left:
         why = "as an upper bound or at lower clean accuracy"
         parts.append(f"undecided, {why}, for {len(left)}{_named(run, left)}")
+    beside = {one.name: tests[one].control for one in above if tests[one].control}
+    if beside:
+        pairs = listed([f"{model} compared with {control}" for model, control in beside.items()])
+        parts[0] += f" ({pairs}, of equal clean accuracy)"
     return f"{what} {listed(parts)}{end}" if tests else ""
 
 
