@@ -46,6 +46,9 @@ class Counting(nn.Module):
             self.count += 1
         elif self.kind == "list":
             self.seen.append(0)
+        elif self.kind == "names":
+            passes = sum(name.startswith("seen_") for name in vars(self))
+            setattr(self, f"seen_{passes}", 0)
         third = max(self.calls, int(self.count), len(self.seen)) % 3 == 2
         return self.cache.roll(1, 1) if third else self.cache
 
@@ -115,6 +118,7 @@ MODELS = {
     "counts": (lambda: Counting(), "a pass changes calls, on"),
     "counts in a buffer": (lambda: Counting("buffer"), "a pass changes count, on"),
     "lists": (lambda: Counting("list"), "a pass changes seen, on"),
+    "gains names": (lambda: Counting("names"), r"a pass changes seen_\d, "),
     "inference": (changed(torch.inference_mode()(lambda z: z * 1)), "leave torch.inference_mode"),
 }
 

@@ -315,6 +315,7 @@ def test_folder_gives_known_pixels_classes_and_order(tmp_path):
         "test/cat/z.jpeg": png((7, 0, 0)), "val/cat/v.PNG": png((6, 5, 4)),
         "train/cat/notes.txt": b"x", "train/.hidden/h.png": b"", "train/cat/._0.png": b"",
         "README.md": b"x", "preview.png": b"no image",
+        "train/LICENSE": b"x", "train/dog/Thumbs.db": b"x",
     }  # fmt: skip
     splits = prepare("imagefolder", write(tmp_path / "pets", files))
     train, test = splits["train"], splits["test"]

@@ -15,7 +15,7 @@ from advprune.models.card import inert_of, met, sparsity_of
 from advprune.models.checkpoint import build, fill, load_model, save_model, stored
 from advprune.models.resnet import initialize
 from advprune.models.spec import ModelSpec, sites, spec_of
-from advprune.models.tensor_file import canonical, read_weights
+from advprune.models.tensor_file import canonical, naming, read_weights
 from advprune.models.weights import load_foreign, plain
 from advprune.quantization.post_training import quantize
 from conftest import same_when_stored
@@ -335,10 +335,21 @@ def test_two_networks_or_tensors_of_one_name_are_never_chosen_between(tensors, t
         {"state_dict": tensors, "state_dict_ema": {**tensors}},
         {"net": {"ema": tensors} | tensors},
         {"teacher": tensors, "student": {**tensors}},
+        {"student": {"state_dict": tensors}, "teacher": {"state_dict": {**tensors}}},
+        {"net": {"state_dict": tensors}, "ema": {"state_dict": {**tensors}}},
+        {"state_dict": dict([*tensors.items()][:1]), "teacher": {**tensors}},
     ):
         torch.save(content, path)
-        with pytest.raises(UserError, match=r"several networks .*(ema|student)|'ema' is dict"):
+        with pytest.raises(UserError, match=r"several networks .*(ema|teach|stud)|'ema' is dict"):
             load_foreign(spec_of(network()), str(path), None)
+    for content in (  # what a training keeps beside its network
+        {"state_dict": tensors, "epoch": torch.tensor([3])},
+        {"state_dict": tensors, "train_loss": torch.ones(3), "val_acc": torch.ones(3)},
+        {"model": tensors, "mean": torch.ones(3), "std": torch.ones(3)},
+        {"model": tensors, "optimizer": {"m": {**tensors}, "t": 3}},
+    ):
+        torch.save(content, path)
+        assert read_weights(path)[0].keys() == tensors.keys()
     torch.jit.save(torch.jit.script(nn.Linear(2, 2)), path)
     with pytest.raises(UserError, match="it is a TorchScript archive, which is not read here"):
         read_weights(path)
@@ -349,5 +360,11 @@ def test_two_networks_or_tensors_of_one_name_are_never_chosen_between(tensors, t
     with pytest.raises(UserError, match=r"conv1\.weight are both called conv1\.weight"):
         load_foreign(spec_of(network()), str(tmp_path / "theirs.pt"), None)
     assert canonical("model.module._orig_mod.fc.weight") == "linear.weight"
+    # A network that really has a part called `module`: masked names do not fit, and yet decide not.
+    own = ModelSpec(architecture="a:b", channels=1, classes=2, mean=(0.0,), std=(1.0,))
+    wanted = {f"network.module.{name}" for name in ("conv.weight", "conv.bias", "bn.weight")}
+    held = ["module.conv.weight_orig", "module.conv.bias", "module.bn.weight"]
+    named = [naming(own, held, wanted)(name) for name in held]
+    assert named == [f"network.{name}" for name in held]
     assert canonical("layer1.0.downsample.0.weight") == "layer1.0.shortcut.0.weight"
     assert canonical("modules.conv1.weight") == "modules.conv1.weight"

@@ -4,6 +4,7 @@ import shlex
 
 import pytest
 import torch
+from torch import nn
 from typer.testing import CliRunner
 from workspace import ROOT, blocks
 
@@ -374,3 +375,16 @@ def test_nonsense_is_refused_in_one_line(folder, monkeypatch):
     }
     for one, said in zip(commands(folder, monkeypatch, *lines), lines.values(), strict=True):
         assert isinstance(one.exception, UserError) and said in str(one.exception)
+
+
+def test_what_onnx_lacks_is_refused_in_one_line(tmp_path, capfd):
+    class Spectrum(nn.Module):
+        def forward(self, x):
+            return torch.fft.fft2(x).abs().flatten(1)[:, :2]
+
+    network = Spectrum()
+    known = ModelSpec(architecture="a:b", channels=1, classes=2, mean=(0.0,), std=(1.0,))
+    vars(network)["spec"] = known
+    with pytest.raises(UserError, match=r"cannot be written as ONNX: .*fft2"):
+        export_onnx(network, tmp_path / "net.onnx", (8, 8))
+    assert capfd.readouterr().out == "" and not (tmp_path / "net.onnx").exists()

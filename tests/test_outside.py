@@ -198,6 +198,12 @@ def test_only_classifiers_of_other_collections_are_made_without_weights():
         build(spec("timm/nonsense"))
 
 
+def test_a_network_of_very_many_layers_is_not_made(monkeypatch):
+    monkeypatch.setattr("advprune.models.foreign.MOST_LAYERS", 20)
+    with pytest.raises(UserError, match="its options make a network of over 20 layers"):
+        build(spec("torchvision/alexnet", 3))
+
+
 # --- the contract --------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("how", "words"),

@@ -9,12 +9,14 @@ draws. Every setting is the package's own; only the loop over attacks and batche
 """
 
 import logging
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from advprune.attacks.engine import by_batch
 from advprune.attacks.opening import Opened, opened
 from advprune.attacks.registry import Context, method
 from advprune.core.attack_settings import Attack
@@ -74,13 +76,20 @@ def autoattack(
         official, tools = _official(at, version, logits.shape[1])
         right = logits.argmax(1) == labels
         how.breakdown["clean"] = int(right.sum())
+
+        def piece(tool: Any, rows: Tensor) -> tuple[Tensor, Tensor]:
+            """The images of a batch after one attack, and which of them are wrong; on the CPU."""
+            torch.manual_seed(seed)
+            adv = tool.perturb(shown[rows], labels[rows]).detach()
+            return adv.cpu(), (answers(adv).argmax(1) != labels[rows]).cpu()
+
         for name in official.attacks_to_run:
             official.apgd.loss = name.removeprefix("apgd-")  # of two of the attacks
-            for rows in right.nonzero()[:, 0].split(how.batch) if right.any() else ():
-                torch.manual_seed(seed)
-                adv = tools[name].perturb(shown[rows], labels[rows]).detach()
-                wrong = answers(adv).argmax(1) != labels[rows]
-                found[rows[wrong]], right[rows[wrong]] = adv[wrong], False
+            parts = right.nonzero()[:, 0].split(how.batch) if right.any() else ()
+            answered = by_batch(at.quick, parts, partial(piece, tools[name]), how.cost)
+            for rows, (adv, wrong) in zip(parts, answered, strict=True):
+                fooled = rows[wrong.to(rows.device)]
+                found[fooled], right[fooled] = adv[wrong].to(found), False
             how.breakdown[name] = int(right.sum())
     return found.to(images.device)
 

@@ -27,7 +27,8 @@ from advprune.core.progress import progress
 from advprune.data.split import SPLITS, Split
 
 PICTURES = (".png", ".jpg", ".jpeg")
-TEXTS = (".txt", ".md", ".csv", ".json")  # may lie beside pictures, and are not read
+# What may lie beside pictures, and is not read.
+TEXTS = (".txt", ".md", ".csv", ".json", "license", "readme", "thumbs.db", "desktop.ini")
 LARGEST_FILE = 1 << 28  # bytes of one picture: more than PIL accepts once decoded
 
 Parts = tuple[str, ...]  # (split,), (split, class) or (split, class, file)
@@ -48,7 +49,7 @@ def read_image_folder(root: str, size: int | None) -> dict[str, Split]:
     if place.is_file():
         source += f" (sha256 {sha256_of(place)[:12]})"
     try:
-        items = _in_tar(place) if place.is_file() else in_folder(place)
+        items = _in_tar(place) if place.is_file() else _shown(place)
         with contextlib.closing(items):
             for parts, read in checked(place, items):
                 if read is None:
@@ -96,6 +97,15 @@ def in_folder(place: Path, only: str | None = None) -> Generator[Item, None, Non
             yield (*parts, one.name), None if inside else partial(contents, one)
             if inside and len(parts) == 1:
                 levels.append(((*parts, one.name), one))
+
+
+def _shown(place: Path) -> Generator[Item, None, None]:
+    """The same of all parts, with progress."""
+    items = [*in_folder(place)]
+    with progress(f"reading {place.name}, files", len(items)) as advance:
+        for item in items:
+            yield item
+            advance(1)
 
 
 def contents(path: Path) -> bytes:

@@ -69,7 +69,7 @@ def admitted(
             kept = kept_by(model)
             again = [logits_of(who, model, pair) for _ in range(REPEATS)]
             now = kept_by(model)
-            moved = [k for k in now if k in kept and _differ(kept[k], now[k])]
+            moved = [k for k in now if k not in kept or _differ(kept[k], now[k])]
             changes = f"a pass changes {', '.join(moved[:3])}, on which later answers may depend; "
             refuse(who, {changes + "keep no state in forward": bool(moved)})
         drew |= not all(torch.equal(logits, one) for one in again)

@@ -10,14 +10,17 @@ lists of models, and weights are never downloaded.
 """
 
 import importlib
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
 from advprune.core.errors import InputError, UserError, arisen
 from advprune.core.memory import bounded_memory
@@ -31,6 +34,7 @@ from advprune.models.stochastic import undisturbed
 Make = Callable[[], nn.Module]
 COLOUR = 3  # channels of an image that torchvision's models take
 MOST = 1 << 13  # of numbers in the options of a network that is none of the user's own code
+MOST_LAYERS = 20_000  # of such a network
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 Sizes = Mapping[str, tuple[int, int]]  # by a layer's name: its outputs and inputs
@@ -123,12 +127,32 @@ def build_foreign(spec: ModelSpec, allowed: str | None = None) -> Foreign:
     # The shortcut of attention modules in evaluation mode would pass over layers that are put into
     # them, or instead of their own.
     torch.backends.mha.set_fastpath_enabled(False)
-    with undisturbed(seed=0):  # tensors that no file holds are the same each time
+    # Tensors that no file holds are the same each time.
+    with undisturbed(seed=0), nullcontext() if spec.factory else _few_layers(spec):
         model = Foreign(spec, _maker(spec))
     for fault in _faults(model):
         raise UserError(f"{spec.architecture}: {fault}")
     unshared(model)
     return model
+
+
+@contextmanager
+def _few_layers(spec: ModelSpec) -> Iterator[None]:
+    """Inside, a network of more layers than any has, by options of a file, is refused: it would
+    take minutes, though little memory."""
+    counted = itertools.count()
+
+    def look(*_: Any) -> None:
+        if next(counted) >= MOST_LAYERS:
+            raise UserError(
+                f"{spec.architecture}: its options make a network of over {MOST_LAYERS} layers"
+            )
+
+    hook = register_module_module_registration_hook(look)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _maker(spec: ModelSpec) -> Make:

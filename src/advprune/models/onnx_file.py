@@ -3,7 +3,11 @@ quantized layer is written as QuantizeLinear and DequantizeLinear on its input, 
 int32 biases behind DequantizeLinear: the same integers as in `models.quantized`."""
 
 import copy
+import os
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from math import prod
 from pathlib import Path
@@ -177,7 +181,7 @@ def export_onnx(model: nn.Module, path: Path, size: tuple[int, int] | None = Non
     image = torch.zeros(2, spec.channels, *(size or (USUAL, USUAL)))
     known: dict[str, Any] = {"input_names": ["images"], "output_names": ["scores"]}
     known |= {"dynamic_axes": {"images": axes, "scores": {0: "n"}}, "opset_version": OPSET}
-    with warnings.catch_warnings(), atomic(path) as temporary:
+    with warnings.catch_warnings(), atomic(path) as temporary, _unprinted():
         warnings.simplefilter("ignore")  # on torch's newer exporter, which needs more packages
         try:
             torch.onnx.export(copied, (image,), str(temporary), dynamo=False, **known)
@@ -190,6 +194,20 @@ def export_onnx(model: nn.Module, path: Path, size: tuple[int, int] | None = Non
             raise UserError(
                 f"the network cannot be written as ONNX: {first_line(error)}"
             ) from error
+
+
+@contextmanager
+def _unprinted() -> Iterator[None]:
+    """Without what is printed below Python: where torch fails it prints the whole graph."""
+    sys.stdout.flush()
+    before = os.dup(1)
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        try:
+            yield
+        finally:
+            os.dup2(before, 1)
+            os.close(before)
 
 
 class _Dequantize(torch.autograd.Function):

@@ -49,7 +49,9 @@ def _config(checkpoint: Path) -> dict[str, Any] | None:
         return None
     if not isinstance(images := read.get("pretrained_cfg") or {}, dict):
         raise UserError(f"{place}: pretrained_cfg is no mapping")
-    return images | {key: value for key, value in read.items() if value is not None}
+    top = {key: value for key, value in read.items() if value is not None}
+    own = {key: top[key] for key in ("architecture", "num_classes") if key in top}
+    return top | images | own
 
 
 def described(checkpoint: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ run."""
 import re
 from collections.abc import Callable, Container, Iterable
 from functools import partial
+from itertools import product
 from math import prod
 from pathlib import Path
 from pickle import UnpicklingError
@@ -24,6 +25,7 @@ KINDS = {
 LONGEST_NAME = 300  # of a tensor
 LARGEST = 1 << 48  # numbers, also of a shape without any: torch computes strides all the same
 # Put before every name by data-parallel training, by torch.compile, by modules around a network.
+USUAL = {"state_dict", "net", "model", "model_state_dict", "model_state", "network", "weights"}
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 WRAPPERS = ("module", "_orig_mod")  # parts of a name that a wrapper of an inner layer adds
 
@@ -74,21 +76,27 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def _state_dicts(content: Any) -> dict[str, dict[Any, Any]]:
-    """The networks in a file by their keys: the outermost dicts at least half of whose values are
-    tensors, but those with less than half as many as the largest."""
+    """The networks in a file by their keys, such as `ema.state_dict`: dicts at least half of whose
+    values are tensors, and that hold none under a `USUAL` key; not the state of an optimizer, nor,
+    but under such a key, dicts with less than half as many tensors as the largest."""
     found: dict[str, dict[Any, Any]] = {}
     waiting, seen = [("", content)], set[int]()
     for key, held in waiting:  # which grows
         if not isinstance(held, dict) or id(held) in seen:
             continue
         seen.add(id(held))
+        inside = {name: one for name, one in held.items() if isinstance(one, dict)}
         count = sum(torch.is_tensor(value) and value.ndim > 0 for value in held.values())
-        if count and 2 * count >= len(held):
+        if count and 2 * count >= len(held) and not USUAL & inside.keys():
             found[key] = held
         else:
-            waiting += [(name, value) for name, value in held.items() if isinstance(name, str)]
+            named = {name: one for name, one in inside.items() if isinstance(name, str)}
+            waiting += [
+                (f"{key}.{n}".lstrip("."), one) for n, one in named.items() if "optim" not in n
+            ]
     most = max(map(len, found.values()), default=0)
-    return {key: held for key, held in found.items() if 2 * len(held) >= most}
+    large = {key for key, held in found.items() if 2 * len(held) >= most}
+    return {key: found[key] for key in found if key in large or USUAL & {*key.split(".")}}
 
 
 def _sound(tensors: dict[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
@@ -128,12 +136,12 @@ def naming(
     if spec is None or not spec.is_foreign:
         return canonical
 
-    def renamed(count: int, inside: str, name: str) -> str:
+    def renamed(inner: bool, count: int, inside: str, name: str) -> str:
         for _ in range(count):
             name = name.partition(".")[2] if name.startswith(PREFIXES) else name
-        return inside + name if inside + name in wanted else inside + _unwrapped(name)
+        return inside + (_unwrapped(name) if inner else name)
 
-    ways = [partial(renamed, n, inside) for n in range(4) for inside in ("", f"{INSIDE}.")]
+    ways = [partial(renamed, *way) for way in product((False, True), range(4), ("", f"{INSIDE}."))]
     known = list(names)
     return max(ways, key=lambda way: sum(way(name) in wanted for name in known))
 
