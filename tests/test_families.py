@@ -2,10 +2,13 @@
 
 import copy
 import math
+import re
+import textwrap
 
 import pytest
 import torch
 from torch import nn
+from workspace import ROOT
 
 from advprune.core.device import salted
 from advprune.core.errors import UserError
@@ -144,6 +147,17 @@ def test_wrong_settings_are_refused(small, name, setting, words):
 
 
 # --- E, S, R and ESR ------------------------------------------------------------------------------
+def test_the_family_of_the_guide_for_contributors_is_one(small, data, monkeypatch):
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    code = textwrap.dedent(re.search(r"^ *```python\n(.*?)^ *```", text, re.M | re.S)[1])
+    monkeypatch.setattr("advprune.pruning.family._REGISTRY", families())
+    exec(code, {"__name__": "guide"})
+    weights = dict(small.named_parameters())
+    for name, w in prune("ternary", small, 0.02, data).model.named_parameters():
+        expected = torch.where(weights[name].abs() >= 0.02, 0.02 * weights[name].sign(), 0.0)
+        assert torch.equal(w, expected)
+
+
 def test_e_and_s_by_hand():
     w = torch.tensor([-0.02, -0.01, -0.009, 0.0, 0.009, 0.01, 3.0])
     expected = torch.tensor([-0.02, -0.01, 0.0, 0.0, 0.0, 0.01, 3.0])  # |w| < E, not <=

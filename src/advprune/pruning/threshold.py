@@ -22,6 +22,7 @@ Published settings. E: 1e-5, 1e-4, 1e-3, 5e-3, 7e-3, 1e-2, 2e-2, 5e-2. S: 9, 7, 
 Source. nn-prune (Kahsolt/adversarial-prune on GitHub, October 2022), its README and code.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -74,9 +75,13 @@ def zero_small(w: torch.Tensor, threshold: float) -> torch.Tensor:
     return w.masked_fill(w.abs() < threshold, 0.0)
 
 
-def clamp_sigmas(w: torch.Tensor, sigmas: float, gate: Gate, of: torch.Tensor) -> torch.Tensor:
-    """`w` clamped to the mean ± `sigmas` population standard deviations of `of`, if the gate lets
-    it. Too few or constant values count as normal: their normality is not rejected."""
+def clamp_sigmas(
+    w: torch.Tensor, sigmas: float, gate: Gate = "non_normal", of: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`w` clamped to the mean ± `sigmas` population standard deviations of `of` (itself if not
+    given), if the gate lets it. Too few or constant values count as normal: their normality is not
+    rejected."""
+    of = w if of is None else of
     if gate != "none":
         from scipy.stats import normaltest
 
@@ -84,7 +89,7 @@ def clamp_sigmas(w: torch.Tensor, sigmas: float, gate: Gate, of: torch.Tensor) -
         tested = len(values) >= NORMALTEST_MINIMUM and values.std() > 0
         rejected = tested and bool(normaltest(values).pvalue < NORMALITY_P)
         if rejected != (gate == "non_normal"):
-            return w
+            return w.clone()
     mean, reach = of.mean(), sigmas * of.std(correction=0)
     return w.clamp(mean - reach, mean + reach)
 
@@ -95,26 +100,41 @@ def add_noise(w: torch.Tensor, radius: float, generator: torch.Generator) -> tor
     return w + noise.to(w.device)
 
 
-@family("ESR", ESR)
-@family("R", Noise)
-@family("S", Clamp)
-@family("E", Threshold)
-@torch.no_grad()
-def rewrite(model: nn.Module, setting: Settings, data: Data) -> Pruned:
-    """Every parameter by the rules that the setting has, in the order E, S, R."""
+def apply(model: nn.Module, rule: Callable[[torch.Tensor], torch.Tensor]) -> Pruned:
+    """Replace every parameter `w` of `model` by `rule(w)`, in place, and note what changed."""
     changed = {}
-    for name, w in model.named_parameters():
-        new = w.detach()
-        match setting:
-            case Threshold():
-                new = zero_small(w, setting.threshold)
-            case Clamp():
-                new = clamp_sigmas(w, setting.sigmas, setting.gate, of=w)
-            case Noise():
-                new = add_noise(w, setting.radius, data.generator)
-            case ESR():
-                new = clamp_sigmas(zero_small(w, setting.E), setting.S, setting.gate, of=w)
-                new = add_noise(new, setting.R, data.generator)
-        changed[name] = new != w
-        w.copy_(new)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            new = rule(parameter)
+            changed[name] = new != parameter
+            parameter.copy_(new)
     return Pruned(model, changed)
+
+
+@family("E", Threshold)
+def prune_e(model: nn.Module, setting: Threshold, data: Data) -> Pruned:
+    """Small weights to zero."""
+    return apply(model, lambda w: zero_small(w, setting.threshold))
+
+
+@family("S", Clamp)
+def prune_s(model: nn.Module, setting: Clamp, data: Data) -> Pruned:
+    """Weights clamped to a multiple of sigma."""
+    return apply(model, lambda w: clamp_sigmas(w, setting.sigmas, setting.gate))
+
+
+@family("R", Noise)
+def prune_r(model: nn.Module, setting: Noise, data: Data) -> Pruned:
+    """Uniform noise on the weights."""
+    return apply(model, lambda w: add_noise(w, setting.radius, data.generator))
+
+
+@family("ESR", ESR)
+def prune_esr(model: nn.Module, setting: ESR, data: Data) -> Pruned:
+    """Small weights to zero, then the clamp, then the noise."""
+
+    def rule(w: torch.Tensor) -> torch.Tensor:
+        clamped = clamp_sigmas(zero_small(w, setting.E), setting.S, setting.gate, of=w)
+        return add_noise(clamped, setting.R, data.generator)
+
+    return apply(model, rule)
