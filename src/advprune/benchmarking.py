@@ -61,8 +61,8 @@ class Subject:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Benchmark:
-    """What was found of a network, or of a compressed one beside its dense network: the last model
-    of a run, which holds all of it as a report reads it."""
+    """What was found of a network, or of a compressed one beside its dense network. run: all of it,
+    as a report reads it; the network is its last model."""
 
     run: Run
 

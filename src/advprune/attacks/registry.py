@@ -195,8 +195,6 @@ def check_order(name: str, attacks: Mapping[str, Attack], suite: SuiteSettings) 
     behind = any(after in own[own.index(name) :] for own in suites.values())
     where = " or ".join(f"suite.{kind}" for kind in suites)
     able = ", ".join(key for key, one in sorted(_REGISTRY.items()) if one.starts)
-    begins = method_of(attack).starts and all(before.values()) and "randomized" not in suites
-    begins = begins and first is not None and method_of(first).distances
     rules = {
         f"after: name another attack ({', '.join(attacks)}) of the same budget on every image": (
             first is not None
@@ -209,9 +207,17 @@ def check_order(name: str, attacks: Mapping[str, Attack], suite: SuiteSettings) 
         f"after: name {after} before {name} in {where}": (
             not behind and (any(before.values()) or not suites)
         ),
-        f"within: of method {able} alone, after a search for distances, with more than the budget, "
-        "in no suite without that search or of random models": (
-            within is None or (begins and within > attack.eps)
+        f"within: only of method {able}; leave within out": (
+            within is None or method_of(attack).starts
+        ),
+        f"within: {after} finds no distances; leave within out": (
+            within is None or (first is not None and method_of(first).distances)
+        ),
+        "within: what lies within the budget is broken; give more": (
+            within is None or within > attack.eps
+        ),
+        f"within: name {after} before {name} in {where}, and take {name} out of suite.randomized": (
+            within is None or (all(before.values()) and "randomized" not in suites)
         ),
     }
     for rule, holds in rules.items():

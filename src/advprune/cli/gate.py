@@ -87,7 +87,7 @@ def gate(
     Exit status: 0 passed; 1 if a model's robust accuracy or its distances fell, its verdict got
     worse or is unknown, a model vanished, or test images, seed, data or attacks changed, unless
     that is allowed by name, or if a --margin or a --floor is not kept; 2 if there is nothing to
-    compare, or results are damaged or contradict the metrics. New models are listed.
+    compare, or results are damaged or contradict the metrics. New models are marked in the table.
     """
     from advprune.core.params import load
     from advprune.report.gate import judge_trees

@@ -21,14 +21,15 @@ from advprune.report.run import Model, Run
 
 Key = TypeVar("Key")
 Row = dict[str, Any]  # of a table: values by column
+AREA = "Area: mean accuracy over all budgets up to twice the main attack's"
 ZERO = "A misclassified image has distance 0, so a gain in clean accuracy is also one in distance."
 
 
 def explained(tests: str) -> str:
     """The sentence below a table of comparisons: which tests were corrected together."""
     return (
-        f"Intervals (95 %), p and the smallest detectable difference (80 % power) hold for {tests} "
-        "together (Holm)."
+        "Intervals (95 %), p and the smallest detectable difference (80 % power) are corrected for "
+        f"{tests} together (Holm)."
     )
 
 

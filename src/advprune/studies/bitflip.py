@@ -67,7 +67,9 @@ def bitflips(entry: BitFlipSettings, given: Given) -> Tables:
     flips, place = given.profile.flips, f"studies.{given.name}.of"
     classes = len(given.splits["test"].classes)
     if given.card["bits"] not in (1, 32):
-        raise UserError(f"{place}: {given.of} holds integers; name a model of floating point")
+        raise UserError(
+            f"{place}: {given.of} holds integers; name a model whose weights are floats"
+        )
     if is_randomized(given.model):
         raise UserError(f"{place}: this model draws at random; name one that does not")
     if "targeted" in entry.variants and flips.target >= classes:

@@ -65,8 +65,9 @@ def claims(run: Run) -> Parts:
         "Published claims",
         f"{counted(len(found), 'claim')}: {', '.join(counts)}. Each compares a model with its "
         f"control. {explained(f'all {tests} tested claims')} Threshold: the least difference that "
-        "supports the claim, or the most that is none. Refuted: the interval excludes the claim, "
-        "in its regime (the least that a run needs; "
+        "supports the claim or, where none is claimed, the largest that still counts as none; p is "
+        "then that of an equivalence test. Refuted: the interval excludes the claim, in its regime "
+        "(the least that a run needs; "
         f"{reached} of {tests} tests meet it) and with the method's own criteria met. A command "
         "replaces this report; git checkout reports metrics brings it back.",
         outcomes(run).drop(columns="id"),

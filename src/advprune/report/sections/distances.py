@@ -8,7 +8,7 @@ from advprune.evaluate.statistics import rate
 from advprune.report.formats import bounds
 from advprune.report.results import results
 from advprune.report.section import Chart, Model, Part, Parts, Run, section
-from advprune.report.tables import ZERO, against_dense, explained, finite, rated
+from advprune.report.tables import AREA, ZERO, against_dense, explained, finite, rated
 
 POINTS = 33  # budgets of a security curve, from 0 to twice the main attack's
 COLUMNS = (
@@ -28,7 +28,7 @@ def distances(run: Run) -> Parts:
             "Against the dense network",
             "Robust accuracy and distance minus those of the dense network, or of the control that "
             "the leaderboard names, on the same images (McNemar's test; Hodges–Lehmann estimate "
-            f"and Wilcoxon's test; {measured}). {ZERO} "
+            f"and Wilcoxon's test; {measured}). {ZERO} {AREA}. "
             f"{explained('all models of a dense network')} The band of the figures is the dense "
             "network's 95 % interval.",
             table_of(run),

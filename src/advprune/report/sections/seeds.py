@@ -15,7 +15,7 @@ from advprune.pruning import chosen
 from advprune.report.formats import budget, counted, listed, number, with_interval
 from advprune.report.section import Chart, Part, Parts, Run, section
 from advprune.report.sections.verdict import iterative
-from advprune.report.tables import Row, columns, explained, jointly, rated, tested
+from advprune.report.tables import AREA, Row, columns, explained, jointly, rated, tested
 
 DISTANCES = {"output_distance": "outputs", "kernel_distance": "tangent kernel"}
 
@@ -41,16 +41,17 @@ def seeds(run: Run) -> Parts:
             f"Accuracy over seeds, on {study.of}",
             f"Robust: withstands {listed(attacks)} (eps {budget(run.main_attack.eps)}); n = {n} "
             f"test images, {counted(count, 'seed')}, each with a dense network of its own. "
-            "Intervals cover other seeds and other images. Upper bound: so is a model of the same "
-            f"family on the leaderboard. {explained('all points')}",
+            "Intervals cover other seeds and other images. A point is an upper bound where the "
+            "model of the same family and dense network on the leaderboard is suspect or broken. "
+            f"{AREA}; its difference is from the dense networks. {explained('all points')}",
             table_of(run, points),
             Chart(f"sparsity-{name}", "points", marks, *axes, **look),
         )
         yield Part(
             f"Learned masks against their controls, on {study.of}",
             "At the same sparsity and from the same dense networks, paired by seed and image; "
-            f"where only the mask was trained, against the whole network as well. "
-            f"{explained('the pairs of a family')}",
+            "where only the mask was trained, against the whole network and the same training "
+            f"without pruning as well. {explained('the pairs of a family')}",
             pair_table(run, points),
         )
         yield from iterative(run.studies[name], "point", "seed")
@@ -60,8 +61,8 @@ def seeds(run: Run) -> Parts:
             look = {"x_label": "search steps", "y_label": "squared distance", "reference": 1.0}
             yield Part(
                 f"Search for tickets, on {study.of}",
-                "Outputs and tangent kernel of a ticket from those of the dense network at "
-                "initialization: squared distance over squared norm, mean over seeds.",
+                "How far outputs and tangent kernel of a ticket are from those of the dense "
+                "network at initialization: squared distance over squared norm, mean over seeds.",
                 chart=Chart(f"tickets-{name}", "line", search(history), *axes, **look),
                 folded=True,
             )
