@@ -105,7 +105,7 @@ def test_results_are_written_before_the_terminal_is_told(here, run, tmp_path, mo
     assert found == ["metrics.json", "net.html", "records.parquet", "verdict.json"]
 
 
-BUILT = "it is the network; name another file"
+BUILT = "it is read here; name another file"
 NO_FOLDER = "check that the folder may be written to"
 
 
@@ -128,6 +128,7 @@ NO_FOLDER = "check that the folder may be written to"
         ("export NET --out NET", BUILT),
         ("export TMP/l.safetensors --out TMP/x.safetensors", "too large for float16"),
         ("prune E NET --setting 0.1 --out NET", BUILT),
+        ("prune E NET --setting 0.1 --data TMP/four.safetensors --out TMP/four.safetensors", BUILT),
         ("prune E NET --setting { --out x.safetensors", "--setting is not valid YAML"),
         ("prune Q NET --setting 1 --out x.safetensors", "there is no family 'Q'"),
         ("quantize NET --out NET", BUILT),

@@ -446,6 +446,11 @@ def test_results_and_metrics_are_plain_files(repository, run, place):
         status, out, err = run("gate", "--base", "main")
         assert (status, out) == (2, "")
         assert err == f"error: {place} is no plain file; run `dvc repro`\n"
+    path.rmdir()
+    path.write_text("")
+    path.parent.rename("aside")
+    path.parent.symlink_to(Path("aside").absolute())
+    assert run("gate", "--base", "main")[2] == f"error: {place} is no plain file; run `dvc repro`\n"
 
 
 def test_settings_that_the_report_does_not_hold_are_red(repository, run):

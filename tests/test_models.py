@@ -338,15 +338,21 @@ def test_two_networks_or_tensors_of_one_name_are_never_chosen_between(tensors, t
         {"student": {"state_dict": tensors}, "teacher": {"state_dict": {**tensors}}},
         {"net": {"state_dict": tensors}, "ema": {"state_dict": {**tensors}}},
         {"state_dict": dict([*tensors.items()][:1]), "teacher": {**tensors}},
+        {"state_dict": tensors, "optimized": {**tensors}, "ema": None},
+        {"state_dict": tensors, "members": [{**tensors}, {**tensors}]},
+        {"members": {0: tensors, 1: {**tensors}}},
     ):
         torch.save(content, path)
-        with pytest.raises(UserError, match=r"several networks .*(ema|teach|stud)|'ema' is dict"):
+        with pytest.raises(
+            UserError, match=r"several networks .*(ema|teach|stud|opti|memb)|'ema' is dict"
+        ):
             load_foreign(spec_of(network()), str(path), None)
     for content in (  # what a training keeps beside its network
         {"state_dict": tensors, "epoch": torch.tensor([3])},
         {"state_dict": tensors, "train_loss": torch.ones(3), "val_acc": torch.ones(3)},
         {"model": tensors, "mean": torch.ones(3), "std": torch.ones(3)},
         {"model": tensors, "optimizer": {"m": {**tensors}, "t": 3}},
+        {"optimized": tensors},
     ):
         torch.save(content, path)
         assert read_weights(path)[0].keys() == tensors.keys()

@@ -17,6 +17,7 @@ SIX, NINE = ({"method": "pgd", "epochs": epochs, "steps": 3} for epochs in (6, 9
 LWM = {"family": "LWM", "setting": {"sparsity": 0.95, "finetune": NINE}}
 HYDRA = {"family": "HYDRA", "setting": {"sparsity": 0.95, "finetune": SIX}}
 MASK = {"family": "HYDRA", "setting": {"sparsity": 0.95, "scores": NINE | {"steps": 4}}}
+ADAM = {"step": 0.01, "adam": True}
 NEAR = {"method": "square", "queries": 300, "within": "2*eps"}
 
 
@@ -199,6 +200,9 @@ def test_a_profile_overrides_key_by_key():
         ),
         ("studies/seeds/attacks", ["apgd_near"], ["studies.seeds.attacks: apgd_near begins"]),
         ("studies/seeds/attacks", ["far"], ["studies.seeds.attacks: 'far' is not among field"]),
+        ("profiles/digits/norm", "L2", ["protocol: the protocol is of Linf, this profile of L2"]),
+        ("attacks/x", ADAM | {"norm": "L2"}, ["attacks.x.adam: of Linf alone; leave it out"]),
+        ("attacks/x", ADAM | {"momentum": 1}, ["attacks.x", "adam has a momentum of its own"]),
         ("studies/seeds/of", "E-robust", ["studies.seeds.of: E-robust is no dense network"]),
         ("protocol/iterative/after", "field", ["protocol: iterative: after and within are of"]),
         ("suite/binary", ["square", "apgd_t"], ["suite.binary", "apgd_t before square"]),
@@ -214,7 +218,7 @@ def test_a_profile_overrides_key_by_key():
         ("prune/AWT/train/epochs", 50, ["random_ticket.train.epochs: 12 here, and 50"]),
         ("prune/dense_ticket/gauge", {"batch": 8}, ["dense_ticket.gauge.batch: 8 here, and 64"]),
         ("prune/HYDRA/scores/step", "eps/4", ["prune.HYDRA: scores", "cannot cross the ball"]),
-        ("attacks/worst_case", {"step": 0}, ["'worst_case' is taken"]),
+        ("attacks/probe_noise", {"step": 0}, ["'probe_noise' is taken"]),
         ("attack/main", "pgd", ["attack.main", "'pgd'", "field"]),
         ("attack/extra", [{"name": "PGD"}] * 2, ["attack.extra", "'PGD' is taken", "label"]),
         ("attack/extra", [{"name": "X", "label": "field"}], ["'field' is taken"]),

@@ -25,6 +25,11 @@ def attacked(model, pair, method, **options):
     return attack(method, model, *pair, **{"eps": 0.05} | options)
 
 
+def test_an_unknown_attack_is_refused_by_name(linear):
+    with pytest.raises(ValueError, match="there is no attack 'fgms'; known: apgd, "):
+        attacked(linear, (torch.rand(1, 1, 8, 8), torch.tensor([0])), "fgms")
+
+
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.05), ("L2", 0.3)])
 def test_nes_comes_near_the_known_optimum_of_a_linear_model(linear, norm, eps):
     """The margin rises at most by `eps |w_other - w_y|` in the dual norm."""

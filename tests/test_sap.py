@@ -15,7 +15,7 @@ from advprune.attacks.opening import expected_gradient
 from advprune.core.attack_settings import AttackSettings
 from advprune.evaluate.craft import craft
 from advprune.evaluate.records import Work
-from advprune.models.insert import places
+from advprune.models.insert import missed_activations, places
 from advprune.models.stochastic import frozen_copy, stochastic_layers
 from advprune.pruning.noise import AddedNoise, Dropout
 from advprune.pruning.sap import StochasticPruning, keep_probability
@@ -186,3 +186,19 @@ def test_a_model_that_cuts_its_graph_has_no_gradient_and_is_still_attacked(digit
     model = Around(nn.Flatten(), images=torch.detach, logits=lambda z: z[:, :10])
     gradient, logits = expected_gradient(model, *digits, cross_entropy)
     assert not gradient.any() and logits.shape == (64, 10)
+
+
+class Nested(nn.ReLU):
+    """An activation that holds another, and then calls a function."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.ReLU()
+
+    def forward(self, x):
+        return torch.relu(self.inner(x) - 0.1)
+
+
+def test_functions_within_a_site_are_not_missed_though_it_holds_another():
+    network = nn.Sequential(nn.Conv2d(1, 2, 1), Nested(), nn.Flatten(), nn.Linear(8, 2))
+    assert missed_activations(network, torch.rand(1, 1, 2, 2)) == []

@@ -192,6 +192,9 @@ def test_the_hub_is_asked_only_for_what_was_not_downloaded_before(hub, monkeypat
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     assert downloaded("hf:someone/tiny") == hub / "model.safetensors" and all(asked)
+    (hub / "config.json").unlink()  # the connection broke between the two files
+    asked.clear()
+    assert downloaded("hf:someone/tiny") == hub / "model.safetensors" and not asked[-1]
 
 
 def test_packages_that_are_missing_are_asked_for(monkeypatch):

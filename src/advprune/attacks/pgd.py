@@ -45,9 +45,8 @@ def _pgd(
 ) -> Tensor:
     """Of a model that draws at random, the last iterate is taken: leaving a sample at its first
     misclassified draw, or choosing its best iterate, would reward a lucky draw."""
-    # Not asked of settings: those of runs in L2 hold SAP's published attack too, which is not run.
-    unfit = s.adam and (s.momentum > 0 or s.norm != "Linf")
-    refuse("pgd", {"adam has a momentum of its own, and Linf alone": unfit})
+    # Settings of runs in L2 hold SAP's published attack as well, which is then not run.
+    refuse("pgd", {"adam is of Linf alone": s.adam and s.norm != "Linf"})
     with opened(model, images, labels, s, how) as at:
         if at.randomized:
             at = replace(at, setting=s.model_copy(update={"drop": False, "keep": "last"}))

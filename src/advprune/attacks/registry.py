@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from advprune.attacks.cost import Cost
 from advprune.attacks.engine import Progress, no_progress
-from advprune.core.attack_settings import KINDS, Attack, SuiteSettings
+from advprune.core.attack_settings import KINDS, Attack, AttackSettings, SuiteSettings
 from advprune.core.errors import InputError, UserError
 from advprune.core.profile import Profile
 from advprune.core.settings import Settings, parse
@@ -112,6 +112,8 @@ def checked(kind: type[T], who: str, options: dict[str, Any]) -> T:
 
 def given(name: str, /, **options: Any) -> tuple[Attack, Context]:
     """The setting and the context of a method that options by their names make; see `checked`."""
+    if name not in _REGISTRY:
+        raise InputError(f"there is no attack {name!r}; known: {', '.join(sorted(_REGISTRY))}")
     run = {f.name: options.pop(f.name) for f in fields(Context) if f.name in options}
     return checked(_REGISTRY[name].settings, name, {"method": name, **options}), Context(**run)
 
@@ -177,7 +179,9 @@ def attacks_of(profile: Profile) -> dict[str, Attack]:
     """All attacks of a profile by name, typed. UserError where settings are wrong, or an attack
     cannot come `after` another, or not work `within` what that has found."""
     found = {name: typed(name, setting) for name, setting in profile.attacks.items()}
-    for name in found:
+    for name, one in found.items():
+        if isinstance(one, AttackSettings) and one.adam and one.norm != "Linf":
+            raise UserError(f"attacks.{name}.adam: of Linf alone; leave it out")
         check_order(name, found, profile.suite)
     return found
 

@@ -111,9 +111,10 @@ def evaluate(
     subjects = [read_network(place, path, known) for path in files]
     twin = read_network(place, beside.twin, known) if beside.twin else None
     split, out = place.split("test"), output.out
+    read = [one for one in (*files, beside.twin, images.data, images.names) if one is not None]
     for path in (output.page, out and out / "metrics.json"):
         if path is not None:
-            check_writable(path, files)
+            check_writable(path, read)
     # Finished attacks are kept below `out` until all are done.
     with TemporaryDirectory() if out is None else nullcontext(out / "unfinished") as parts:
         found = measured(subjects, split, place.params, Path(parts), twin)

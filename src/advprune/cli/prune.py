@@ -107,7 +107,8 @@ def opened(
     `out` cannot be written."""
     from advprune.core.files import check_writable
 
-    check_writable(out, [checkpoint], ".safetensors")
+    read = [one for one in (checkpoint, images.data, images.names) if one is not None]
+    check_writable(out, read, ".safetensors")
     place = images.place(known, "train")
     return place, place.network(checkpoint, known), place.split("train")
 

@@ -37,7 +37,6 @@ class Attack(Settings):
     after: Name | None = None
     within: L2Budget | None = None
     rounding: Literal["strict", "nearest"] = "strict"
-    note: str = ""
 
     @model_validator(mode="after")
     def _linf_budget_fits_the_pixel_range(self) -> Self:
@@ -95,6 +94,12 @@ class AttackSettings(GradientAttack):
     drop: bool = False
     momentum: float = Field(default=0.0, ge=0, le=1)
     adam: bool = False
+
+    @model_validator(mode="after")
+    def _adam_has_its_own_momentum(self) -> Self:
+        if self.adam and self.momentum > 0:
+            raise ValueError("adam has a momentum of its own")
+        return self
 
     @property
     def crosses(self) -> bool:

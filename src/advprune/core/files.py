@@ -74,7 +74,7 @@ def check_writable(path: Path, read: Collection[Path] = (), suffix: str = "") ->
     if not path.name.endswith(suffix):
         raise UserError(f"cannot write {path}: name a file that ends in {suffix}")
     if path.resolve() in [one.resolve() for one in read]:
-        raise UserError(f"cannot write {path}: it is the network; name another file")
+        raise UserError(f"cannot write {path}: it is read here; name another file")
     if path.is_dir():
         raise UserError(f"cannot write {path}: it is a folder; name a file")
     if path.exists() and not path.is_file():

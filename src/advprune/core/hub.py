@@ -42,6 +42,9 @@ def downloaded(reference: str) -> Path:
     for local, name in product((True, False), names):
         try:
             path = hub.hf_hub_download(filename=name, local_files_only=local, **known)
+            here = hub.try_to_load_from_cache(repository, CONFIGURATION, revision=revision)
+            if local and here is None:  # nor known to be absent: it was never asked for
+                continue
             with suppress(errors.EntryNotFoundError):
                 hub.hf_hub_download(filename=CONFIGURATION, local_files_only=local, **known)
             return Path(path)

@@ -36,9 +36,8 @@ PROBES = (
     *("probe_gradient", "probe_honesty", "probe_noise", "probe_single", "probe_stronger"),
     *("probe_nes", "probe_student", "probe_frozen"),
 )
-WORST = "worst_case"  # per image, the attack of the suite that does most harm
 FROZEN = PROBES[-1]  # of a randomized model with its draws fixed
-RESERVED = (*CURVES, *PROBES, WORST)
+RESERVED = (*CURVES, *PROBES)
 
 
 class Profile(Settings):

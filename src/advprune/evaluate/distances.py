@@ -1,6 +1,7 @@
 """Two models' distances (`robust.union`) on the same images, compared."""
 
 from dataclasses import dataclass
+from functools import cache
 from math import inf
 
 import numpy as np
@@ -69,6 +70,6 @@ def compare_distances(first: np.ndarray, second: np.ndarray) -> DistanceComparis
         p=p,
         direction=_statistic(changes),
         difference=shift(changes),
-        ends_at=ends_at,
+        ends_at=cache(ends_at),
         void=void,
     )

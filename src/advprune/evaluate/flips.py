@@ -10,7 +10,7 @@ accuracy never came down to chance is *censored*: so many flips were not enough.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 from math import comb, inf
 from statistics import fmean
@@ -187,7 +187,7 @@ def compare_flips(first: Reached, second: Reached) -> FlipComparison:
         return (bounds[places[0]], bounds[places[-1] + 1]) if places else (steps[0], steps[-1])
 
     return FlipComparison(
-        first, second, p=p, direction=higher, difference=difference, ends_at=ends_at
+        first, second, p=p, direction=higher, difference=difference, ends_at=cache(ends_at)
     )
 
 

@@ -40,10 +40,9 @@ def transfer_records(
     from advprune.evaluate.records import answers, scored
 
     columns = [*SOURCE, "index", "label", "clean_pred", *ANSWERS, "linf", "l2"]
-    known = replace(work, clean=answers("clean", target, images, labels, work))
     if not crafted:  # a run of one model
         return pd.DataFrame(columns=columns)
-    tables = []
+    known, tables = replace(work, clean=answers("clean", target, images, labels, work)), []
     for key, pixels in crafted.items():
         whose = dict(zip(SOURCE, key, strict=True))
         tables.append(scored(target, images, pixels / 255, labels, whose, known)[columns])

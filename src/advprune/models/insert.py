@@ -161,21 +161,24 @@ class Calls(TorchFunctionMode):
 
     def __init__(self, modules: Mapping[str, nn.Module], look: Callable[..., None]) -> None:
         super().__init__()
-        self.look, self.passing, self.hooks = look, "", ExitStack()
+        self.look, self.passing, self.hooks = look, [""], ExitStack()  # one may hold another
         for name, module in modules.items():
-            begin, end = partial(self._pass, name), partial(self._pass, "")
+            begin = partial(self._begin, name)
             self.hooks.enter_context(module.register_forward_pre_hook(begin))
-            self.hooks.enter_context(module.register_forward_hook(end))
+            self.hooks.enter_context(module.register_forward_hook(self._end))
 
-    def _pass(self, name: str, *_: Any) -> None:
-        self.passing = name
+    def _begin(self, name: str, *_: Any) -> None:
+        self.passing.append(name)
+
+    def _end(self, *_: Any) -> None:
+        self.passing.pop()
 
     def __exit__(self, *error: Any) -> None:
         self.hooks.close()
         super().__exit__(*error)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.look(self.passing, func, (args, kwargs))
+        self.look(self.passing[-1], func, (args, kwargs))
         return func(*args, **(kwargs or {}))
 
 

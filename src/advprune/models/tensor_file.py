@@ -24,8 +24,9 @@ KINDS = {
 }
 LONGEST_NAME = 300  # of a tensor
 LARGEST = 1 << 48  # numbers, also of a shape without any: torch computes strides all the same
-# Put before every name by data-parallel training, by torch.compile, by modules around a network.
 USUAL = {"state_dict", "net", "model", "model_state_dict", "model_state", "network", "weights"}
+OPTIMIZER = re.compile(r"optim(izers?)?(_|$)")  # in the key of its state
+# Put before every name by data-parallel training, by torch.compile, by modules around a network.
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 WRAPPERS = ("module", "_orig_mod")  # parts of a name that a wrapper of an inner layer adds
 
@@ -82,18 +83,17 @@ def _state_dicts(content: Any) -> dict[str, dict[Any, Any]]:
     found: dict[str, dict[Any, Any]] = {}
     waiting, seen = [("", content)], set[int]()
     for key, held in waiting:  # which grows
-        if not isinstance(held, dict) or id(held) in seen:
+        if not isinstance(held, dict | list | tuple) or id(held) in seen:
             continue
         seen.add(id(held))
-        inside = {name: one for name, one in held.items() if isinstance(one, dict)}
-        count = sum(torch.is_tensor(value) and value.ndim > 0 for value in held.values())
-        if count and 2 * count >= len(held) and not USUAL & inside.keys():
+        parts = held if isinstance(held, dict) else dict(enumerate(held))
+        inside = {str(n): one for n, one in parts.items() if isinstance(one, dict | list | tuple)}
+        count = sum(torch.is_tensor(value) and value.ndim > 0 for value in parts.values())
+        if held is parts and count and 2 * count >= len(held) and not USUAL & inside.keys():
             found[key] = held
-        else:
-            named = {name: one for name, one in inside.items() if isinstance(name, str)}
-            waiting += [
-                (f"{key}.{n}".lstrip("."), one) for n, one in named.items() if "optim" not in n
-            ]
+        elif "param_groups" not in inside:  # of an optimizer
+            named = {n: one for n, one in inside.items() if not OPTIMIZER.search(n)}
+            waiting += [(f"{key}.{n}".lstrip("."), one) for n, one in named.items()]
     most = max(map(len, found.values()), default=0)
     large = {key for key, held in found.items() if 2 * len(held) >= most}
     return {key: found[key] for key in found if key in large or USUAL & {*key.split(".")}}

@@ -124,7 +124,7 @@ def judge_trees(
         judged = judge(there.revision(name) or Revision({}), after or Revision({}), rules, order)
         failures = [
             f"{why} (--allow {quoted(by)})."
-            for by, why in _unmeasured(params, name, there, recompute)
+            for by, why in _unmeasured(params, name, here, there, recompute)
             if by not in rules.allow
         ]
         judged = replace(judged, failures=judged.failures + failures)
@@ -149,11 +149,10 @@ def judge_trees(
 
 
 def _unmeasured(
-    params: Params, name: str, there: Tree, recompute: bool
+    params: Params, name: str, here: Tree, there: Tree, recompute: bool
 ) -> Iterator[tuple[str, str]]:
     """Why the results of a profile are not those of its settings and records: the name to allow
     it by, and a sentence."""
-    here = Tree()
     if name == params.profile:
         reported = here.read(place := f"reports/{name}/{FILE}")
         if reported is not None and yaml_of(reported, place) != yaml_of(settings_of(params), FILE):

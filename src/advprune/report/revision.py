@@ -177,7 +177,8 @@ class Tree:
             return None
         if self.commit is not None:
             return git("show", f"{self.commit}:./{path}")
-        if Path(path).is_symlink() or not Path(path).is_file():  # which could lead anywhere
+        # A link, of the file or of a folder above it, could lead anywhere.
+        if not Path(path).is_file() or Path(path).resolve() != Path.cwd().resolve() / path:
             raise UserError(f"{path} is no plain file; run `dvc repro`")
         try:
             return Path(path).read_text(encoding="utf-8")

@@ -67,6 +67,9 @@ def underpowered(params: Params, typed: dict[str, MemberSettings]) -> Iterator[s
         for key, settings in typed.items()
         for name, one in settings.members.items()
     ]
+    if typed and (norm := params.active().norm) != "Linf":
+        yield f"{next(iter(typed))}: the protocol is of Linf, this profile of {norm}; leave it out"
+        return
     chosen = params.active().protocol
     tests = sum(eps > 0 for eps in chosen.eps)
     if not (tests and any(pairs(models))):
