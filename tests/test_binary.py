@@ -383,6 +383,17 @@ def test_channels_that_are_off_are_as_good_as_absent(digits):
     assert torch.allclose(network(images), small(images), atol=1e-6)
 
 
+def test_the_base_network_may_lose_channels_too():
+    network = SuperNet(PLAIN, 2, 0)
+    assert network.density()["density"] == 0.5 and network.density()["base_density"] == 1.0
+    assert network.channels() == (PLAIN.streams, PLAIN.blocks)
+    network.gates["layer3_1"].logits.data[:] = -1.0
+    network.gates["layer3_1"].logits.data[20] = 1.0
+    found = network.density()
+    assert found["density_layer3_1"] == round(1 / 32, 4) and found["base_density"] < 1
+    assert network.channels()[1][-2:] == (1, 16)
+
+
 def test_the_gates_noise_comes_from_the_epoch_alone(digits):
     network, found = SuperNet(PLAIN, 2, 0).train(), []
     for state, epoch in ((0, 0), (1, 0), (1, 1)):

@@ -32,6 +32,7 @@ from advprune.report.results import results
 from advprune.report.section import sections
 from advprune.report.sections import corruptions as shown
 from advprune.report.sections.speed import TIMINGS
+from advprune.report.tables import rated
 from advprune.studies import check_studies
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 48, 36), (3, 96, 112)]
@@ -356,3 +357,13 @@ def test_time_measures_a_run_for_its_report(here, run):  # noqa: F811
     status, out, err = run(*command, "--batch", 8)
     assert status == 0 and out.splitlines()[-1] == "timings/digits.csv", err
     assert pd.read_csv("timings/digits.csv").batch.tolist() == [1, 8]
+
+
+def test_shares_of_one_image_show_nothing_and_of_other_images_are_refused():
+    one = compare_shares(Shares(np.array([1.0]), TEN), Shares(np.array([0.5]), TEN))
+    assert one.p == 1 and one.outcome == "not significant" and np.isinf(one.detectable)
+    assert tuple(rated("accuracy", Shares(np.array([0.5]), TEN).mean).values()) == (0.5, 0, 1)
+    first, second = np.random.default_rng(0).random((2, 60))
+    for other in (Shares(second, TEN - {min(TEN)}), Shares(second[:5], TEN)):
+        with pytest.raises(ValueError, match="not of the same images"):
+            compare_shares(Shares(first, TEN), other)

@@ -94,7 +94,7 @@ def test_what_is_removed_stays_zero_through_training_and_in_the_file(
             assert torch.equal(weight == 0, gone)
 
 
-@pytest.mark.parametrize("name", sorted({*TRAINED, *DRAWN} - {"AWT"}))  # that: test_tickets.py
+@pytest.mark.parametrize("name", sorted({*TRAINED, *DRAWN}))
 def test_a_family_follows_its_seed_alone(small, data, name):
     found = []
     for state, seed in enumerate((1, 1, 2)):

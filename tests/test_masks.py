@@ -388,3 +388,22 @@ def test_fine_tuning_starts_from_the_pretrained_weights(small, digits):
         after, kept = pruned.model.get_parameter(name), ~pruned.changed[name]
         assert before.ndim < 2 or torch.allclose(after[kept], before[kept], atol=1e-6)
     assert list(pruned.model.state_dict()) == list(small.state_dict())
+
+
+def test_the_weight_of_trades_reaches_the_training(small, digits):
+    data, found = Data(*digits, ROBUST), []
+    for beta in (0.0, 20.0):
+        how = {"method": "trades", "epochs": 1, "lr": 0.1, "steps": 1, "beta": beta}
+        pruned = prune("LWM", small, {"sparsity": 0.5, "finetune": how}, data)
+        found.append(pruned.notes["finetune"][0]["train_loss"])
+    assert found[0] != found[1]
+
+
+def test_masks_of_a_parent_that_draws_come_from_the_seed(network, digits):
+    """Whatever the global random state was."""
+    found = []
+    for state in (1, 2):
+        parent = prune("SAP", copy.deepcopy(network), 1.0).model
+        torch.manual_seed(state)
+        found.append(prune("GAP_layer", parent, {"compression": 2}, digits, seed=3).model)
+    assert same_weights(*found)

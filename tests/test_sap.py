@@ -141,6 +141,17 @@ def test_frozen_draws_are_the_same_in_every_pass(network, digits):
         assert not torch.allclose(other(digits[0]), whole)
 
 
+def test_noise_of_a_family_is_not_that_of_the_initialization(network):
+    """Equal seeds must not give equal streams: noise would be correlated with the weights."""
+    noisy = prune("R", network, 0.5, seed=0).model
+    stream = torch.Generator().manual_seed(0)
+    for (_, w), (_, n) in zip(network.named_parameters(), noisy.named_parameters(), strict=True):
+        raw = torch.rand(w.shape, generator=stream) * 2 - 1
+        if w.numel() > 500:
+            both = torch.stack([(n - w).detach().flatten(), raw.flatten()])
+            assert abs(float(torch.corrcoef(both)[0, 1])) < 0.2
+
+
 # --- under attack --------------------------------------------------------------------------------
 def test_averaging_draws_comes_closer_to_the_expected_gradient(network, digits):
     """The oracle is the mean of 200 draws; 30 draws are closer to it than one is."""

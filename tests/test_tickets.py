@@ -399,3 +399,17 @@ def test_a_search_that_diverges_is_refused(data):
     search.dense[-1].bias.data[0] = float("inf")
     with pytest.raises(UserError, match=r"the distance is not a number; lower search\.lr"):
         search.run()
+
+
+def test_the_search_attacks_its_images_by_their_labels(data):
+    others = replace(data, labels=data.labels.roll(1))
+    assert not same(*(prune("AWT", tiny(), setting("AWT"), d) for d in (data, others)))
+
+
+def test_frozen_parameters_have_no_part_in_it(digits, images):
+    model = make_network(digits[0], width=2, classes=3).double().requires_grad_(False)
+    model.linear.bias.requires_grad_(True)
+    assert list(trainable(model)) == ["linear.bias"]
+    vectors = torch.randn(1, 2, 3, generator=torch.Generator().manual_seed(0)).double()
+    found = kernel_products(model, *images, vectors, {})  # the kernel is 1 where a = b
+    torch.testing.assert_close(found, vectors.sum(1, keepdim=True).expand(1, 3, 3))

@@ -137,7 +137,7 @@ def _in_tar(place: Path) -> Generator[Item, None, None]:
             if not (member.isdir() or (member.isfile() and member.size <= LARGEST_FILE)):
                 raise UserError(f"{place}: {member.name!r} is a link or larger than 256 MB")
             reader = None if member.isdir() else cast(BinaryIO, archive.extractfile(member)).read
-            yield parts, reader
+            yield (parts if parts[0] in SPLITS else path.parts), reader
             advance(raw.tell() - seen)
             seen = raw.tell()
         # tarfile takes any damaged header for the end, which is all zeros in a sound archive.
