@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from advprune.models.checkpoint import load_model
     from advprune.pruning import Pruned, prune
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"
 __all__ = ["Pruned", "attacks", "benchmark", "evaluate", "load_model", "load_split", "prune"]
 
 _HOMES = {

@@ -126,12 +126,11 @@ def price(run: Run) -> str:
 
 
 def transfer(run: Run) -> str:
-    """Whether attacks on the dense network overstate the robustness of compressed models, beside
-    all attacks on the models themselves: both may break what the other does not."""
-    norm, eps = run.main_attack.norm, run.main_attack.eps
+    """Whether the main attack on the dense network overstates the robustness of compressed models,
+    beside the same attack on the models themselves."""
     targets = {one: one.transferred(run.main) for one in run.compressed}
     known = {one: there for one, there in targets.items() if len(there)}
-    direct = {one: union(one.records, [], norm, eps) for one in known}
+    direct = {one: one.attack(run.main) for one in known}
     tests = jointly({one: compared(run, there, direct[one]) for one, there in known.items()})
     higher = sum(test.better for test in tests.values())
     if not higher:
@@ -141,8 +140,9 @@ def transfer(run: Run) -> str:
     total = counted(len(tests), "compressed model")
     return (
         f"Transfer attacks overstate robustness for {higher} of {total}, most for {model.name}: "
-        f"{rate_text(test.first)} accuracy on images crafted on its dense network, but "
-        f"{rate_text(test.second)} when attacked directly ({p_text(test.p)})."
+        f"{rate_text(test.first)} accuracy on images that {run.main} crafts on its dense network, but "
+        f"{rate_text(test.second)} when it is attacked directly, by {run.main} as well "
+        f"({p_text(test.p)})."
     )
 
 

@@ -69,7 +69,8 @@ def claims(run: Run) -> Parts:
         "then that of an equivalence test. Refuted: the interval excludes the claim, in its regime "
         "(the least that a run needs; "
         f"{reached} of {tests} tests meet it) and with the method's own criteria met. A command "
-        "replaces this report; git checkout reports metrics brings it back.",
+        "replaces params.yaml and the report of its profile; git checkout params.yaml dvc.lock "
+        "reports metrics brings them back.",
         outcomes(run).drop(columns="id"),
     )
 

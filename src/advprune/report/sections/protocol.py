@@ -40,7 +40,9 @@ def protocol(run: Run) -> Parts:
     yield Part(
         "Adaptive attacks",
         "Scored by mean logits, by a single draw, and with an image counted as broken only if at "
-        "least 9 of 10 draws are wrong. Passes are per image.",
+        "least 9 of 10 draws are wrong. Passes are per image. Predictions average fewer draws than "
+        "above. The worst case is chosen by other draws than those that score it, so it can lie "
+        "above a single attack.",
         adaptive_table(run, found),
     )
     yield from iterative(pd.concat([one.rows for one in found]), "of", "member")

@@ -21,7 +21,7 @@ def strength(run: Run) -> Parts:
             continue
         yield Part(
             "Beside AutoAttack",
-            "suite: its attacks alone; everything: tables, curves and probes as well; AutoAttack: "
+            "suite: the attacks of the suite alone; everything: with tables, curves and probes too; AutoAttack: "
             f"the official one (standard) on the same images (bench/{path.name}). Passes: forward "
             f"and backward, per image. {found['about']}",
             pd.DataFrame(found["rows"]),
