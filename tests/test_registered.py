@@ -74,7 +74,7 @@ def test_attacks_by_answers_take_no_gradient_of_the_model_and_repeat(network, di
         cost = Cost()
         found.append(attacked(network, digits, **setting, seed=3, pixels=True, cost=cost))
         assert cost.forwards and not cost.gradients
-    assert not method_of(typed("a", OtherAttack(eps=0.1, **setting))).differentiates
+    assert not method_of(typed("a", OtherAttack(eps=0.1, **setting))).gradients
     assert torch.equal(*found) and ((found[0] * 255) - (found[0] * 255).round()).abs().max() < 1e-3
 
 

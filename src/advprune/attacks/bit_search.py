@@ -60,10 +60,6 @@ class FlipTrace:
         self.start_accuracy = None if evaluate is None else float(evaluate(stored.model))
         self.height = nan if objective is None else objective.height()
 
-    def __getstate__(self) -> dict[str, Any]:
-        """A trace is stored without the batch, and without the functions of who asked for it."""
-        return vars(self) | {"objective": None, "evaluate": None, "progress": no_progress}
-
     @property
     def table(self) -> "pd.DataFrame":
         """The flips so far."""

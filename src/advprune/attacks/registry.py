@@ -66,11 +66,6 @@ class Method:
     distances: bool = False
     starts: bool = False
 
-    @property
-    def differentiates(self) -> bool:
-        """Whether it takes gradients of the model."""
-        return bool(self.gradients)
-
 
 _REGISTRY: dict[str, Method] = {}
 

@@ -20,7 +20,8 @@ app = typer.Typer(
     help=(
         "What does compressing a neural network do to its adversarial robustness?\n\n"
         "Anywhere: audit a checkpoint, export it, and evaluate it on pictures of your own, "
-        "`advprune evaluate net.pt --data pictures/ --eps 8/255`; init makes a project of both. In "
+        "`advprune evaluate net.pt --data pictures/ --eps 8/255`; init sets up a DVC "
+        "project around them. In "
         "the root of a repository or project, where params.yaml is: evaluate, prune and quantize "
         "with its settings, report, leaderboard, and gate, which compares two branches.\n\n"
         "Exit status: 0, success; 1, audit found a fault or gate a drop in robustness; 2, a file "

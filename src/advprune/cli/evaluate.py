@@ -36,8 +36,8 @@ class Beside:
     twin: Annotated[
         Path | None,
         typer.Option(
-            help="Of an .onnx file: the checkpoint with the same answers, whose gradients are "
-            "followed in its place. By default --dense."
+            help="For an .onnx file: a checkpoint with the same answers, whose gradients attacks "
+            "use. By default --dense."
         ),
     ] = None
     beside: Annotated[

@@ -122,7 +122,7 @@ class Known(Made):
     options: Annotated[
         str | None,
         typer.Option(
-            help="What the network is made with besides, as in params.yaml: '{img_size: 32}'."
+            help="Further arguments of the network, as in params.yaml: '{img_size: 32}'."
         ),
     ] = None
     keep: Annotated[
@@ -181,9 +181,9 @@ class Network(Known):
     ] = None
     mean: Annotated[
         str | None,
-        typer.Option(help="Of the training images, by which they were normalized: 0.485,0.456,…"),
+        typer.Option(help="Mean of each channel that images are normalized by: 0.485,0.456,…"),
     ] = None
-    std: Annotated[str | None, typer.Option(help="Their standard deviation, likewise.")] = None
+    std: Annotated[str | None, typer.Option(help="Standard deviation of each channel, likewise.")] = None
     resize: Annotated[
         int | None, typer.Option(min=1, help="Resize the shorter side of pictures, in pixels.")
     ] = None

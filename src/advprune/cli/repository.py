@@ -31,12 +31,12 @@ IMAGES = 500  # drawn for an evaluation
 class Images:
     """The images that a command works on: a profile's, or pictures of the user's own."""
 
-    PANEL: ClassVar = "The images (of a profile of params.yaml, or --data)"
+    PANEL: ClassVar = "Images (of a profile in params.yaml, or --data)"
     profile: ProfileOption = None
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Pictures of your own, with which no params.yaml is read: a folder of one "
+            help="Your own pictures instead of a profile (params.yaml is not read): a folder of one "
             "sub-folder per class, a split (.safetensors) or images and labels (.npz)."
         ),
     ] = None
@@ -86,7 +86,7 @@ class Attacked(Images):
         int | None,
         typer.Option(
             min=1,
-            help="How often a search without gradients may ask about a picture of --data. "
+            help="Queries per picture of --data for searches without gradients. "
             "[default: 300 by Square, 1000 by HopSkipJump]",
         ),
     ] = None

@@ -13,7 +13,7 @@ def time(
     profile: ProfileOption = None,
     batch: Annotated[int, typer.Option(min=2, help="Images per call, besides 1.")] = BATCH,
 ) -> None:
-    """Time the networks of a finished run, for the section on speed of its report.
+    """Measure the latency of a finished run's networks, for the section “Speed” of its report.
 
     Writes `timings/<profile>.csv`: median and quartiles of a forward pass at batch 1 and --batch,
     the processor and its threads, multiply-accumulates, non-zeros, bytes; `advprune report` then

@@ -48,7 +48,7 @@ class Attack(Settings):
 class GradientAttack(Attack):
     """What attacks by gradients have.
 
-    draws: gradients of randomized models are averaged over so many. backward: what is
+    draws: over how many draws the gradients of randomized models are averaged. backward: what is
     differentiated where a model hides its gradient (models/backward.py); null: its own rule.
     """
 
@@ -60,7 +60,7 @@ class GradientAttack(Attack):
 class QueryAttack(Attack):
     """What attacks that only ask for answers have.
 
-    queries: per image. draws: an answer of a randomized model is that of so many mean logits.
+    queries: per image. draws: over how many draws of a randomized model logits are averaged.
     """
 
     queries: int = Field(default=1000, ge=1, le=1000000)
@@ -155,7 +155,7 @@ class SuiteSettings(Settings):
 class ProtocolSettings(Settings):
     """The published protocol of SAP and the attacks that broke it.
 
-    images: the first so many test images. eps: budgets of the single-step attack, whose gradients
+    images: how many test images, the first ones; null: all. eps: budgets of the single-step attack, whose gradients
     and predictions are averaged over `draws`, and of `iterative`, its step in proportion. adaptive:
     attacks on the members that ask for them.
     """
@@ -242,8 +242,8 @@ class FlipSettings(Settings):
 
 
 class AttackChoice(Settings):
-    """The main attack, one of the suites' table, and extra ones. score_draws: randomized models are
-    scored by the mean logits of so many draws."""
+    """The main attack, one of the suites' table, and extra ones. score_draws: over how
+    many draws the logits of randomized models are averaged for scoring."""
 
     main: Name
     score_draws: int = Field(default=20, ge=10, le=10000)

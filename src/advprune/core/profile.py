@@ -44,8 +44,8 @@ class Profile(Settings):
     """Everything that depends on the data set and on the time one has, resolved to numbers.
 
     eps: what attacks, curves and training are written relative to. norm: of attacks that name none.
-    sweep_images: the first so many test images are attacked in sweeps and compression curves; null
-    takes all. note: printed on the page: machine and time.
+    sweep_images: how many test images, the first ones, sweeps and compression curves attack; null:
+    all. note: printed on the page: machine and time.
     """
 
     data: DataSettings

@@ -29,7 +29,7 @@ def attacks_on(target: Target, profile: Profile, main: str) -> dict[str, Attack]
     named = {name: one for name, one in profile.attacks.items() if one.method == BY_CLASS}
     named = named or {BY_CLASS: OtherAttack(method=BY_CLASS, **own)}
     by_class = {name: typed(name, one) for name, one in named.items()}
-    searches = {n: one for n, one in found.items() if not method_of(one).differentiates}
+    searches = {n: one for n, one in found.items() if not method_of(one).gradients}
     if target.twin is None:
         alone = {n: one.model_copy(update={"after": None}) for n, one in searches.items()}
         return {main: found[main].model_copy(update={"steps": 0})} | alone | by_class

@@ -4,7 +4,7 @@ Records are one row per flip, variant and seed (which batch of training images t
 counted on over the `training`s of the network). flip 0 is the network before the first; `depth` is
 the layer's place among those that are stored; step, index, bit, loss, hamming, accuracy and passes
 are as in `FlipTrace.table`; reason, layers and stored_bits are of the whole run. A seed whose
-accuracy never came down to chance is *censored*: so many flips were not enough.
+accuracy never came down to chance is *censored*: its count is a lower bound.
 """
 
 from collections import Counter

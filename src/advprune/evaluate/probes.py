@@ -45,7 +45,7 @@ HONESTY_IMAGES = 100  # the first ones
 def passes_of(setting: Attack, classes: int, randomized: bool) -> int:
     """Passes, forward and backward, that an attack gives an image that it does not break: twice its
     steps x restarts x draws x runs (target classes), or its queries x draws without gradients."""
-    product = 2 if method_of(setting).differentiates else 1
+    product = 2 if method_of(setting).gradients else 1
     for key in ("steps", "restarts", "draws" if randomized else ""):
         product *= int(getattr(setting, key, 1))
     runs = getattr(setting, "runs", None)
@@ -60,7 +60,7 @@ def stronger(
     straight-through gradients averaged over draws, which take the place of starts."""
 
     def most(key: str) -> int:
-        return max(int(getattr(s, key, 1)) for s in suite if method_of(s).differentiates)
+        return max(int(getattr(s, key, 1)) for s in suite if method_of(s).gradients)
 
     steps = max(2 * main.steps, most("steps") + 1)
     starts, draws = (1, most("draws") + 1) if randomized else (most("restarts") + 1, 1)

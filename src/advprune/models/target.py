@@ -92,7 +92,7 @@ def asked(answer: Answer, images: torch.Tensor) -> torch.Tensor:
 def target_of(answer: Answer, images: torch.Tensor, classes: int = 0) -> Target:
     """The target of a function from images `[N, C, H, W]` in [0, 1], float32, to scores `[N,
     classes]` or labels `[N]`: tensors, arrays or lists. images: some that it is tried on. classes:
-    at least so many, where labels alone are answered. InputError for other answers, and where they
+    the least number of classes, where only labels are answered. InputError for other answers, and where they
     change from call to call."""
     few = images[:MANY].cpu()
     said = asked(answer, few)

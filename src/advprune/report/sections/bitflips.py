@@ -45,8 +45,9 @@ def bitflips(run: Run) -> Parts:
         f"Stored bits an attacker must flip until accuracy on n = {len(run.clean_images)} test "
         f"images is at most {percent(run.chance)} %, by progressive bit search on {how.images} "
         f"training images without labels: mean and 95 % interval over {how.seeds} batches, or a "
-        "lower bound where a batch did not reach chance. Search “margin” ignores images that are "
-        f"already misclassified, “targeted” aims at class {how.target}.",
+        "lower bound where a batch did not reach chance. Search “margin” gives images that "
+        "are already misclassified a hundredth of the weight, “targeted” aims at class "
+        f"{how.target}.",
         table_of(found),
         Chart("bitflip", "line", curves(found), *axes, interval=True, reference=run.chance),
     )

@@ -53,12 +53,12 @@ def calibration(path: Path) -> str:
     which = listed([name.replace(", ", " on dense-") for name in names])
     return (
         f"Error rates on planted models ({CALIBRATION}: networks of the digits at that profile's "
-        f"budget, {found['images']} images each; exact 95 % intervals). Masked models, whose trick "
-        "hides more than 5 points from the main attack, that are called reliable: "
-        f"{passed}{f', namely {which}' if which else ''}; that are called so with a robust "
-        f"accuracy more than 5 points too high: {wrong}. Models that hide as much from all of the "
-        f"suite's attacks by gradient and are called reliable: {deceived}. Honest models that are "
-        f"called suspect or broken: {alarmed}."
+        f"budget, {found['images']} images each; exact 95 % intervals). Of masked models, whose "
+        f"trick hides more than 5 points from the main attack, {passed} are called reliable"
+        f"{f', namely {which}' if which else ''}; {wrong} are called reliable with a robust "
+        "accuracy more than 5 points too high. Of models that hide as much from all gradient "
+        f"attacks of the suite, {deceived} are called reliable. Of honest models, {alarmed} are "
+        "called suspect or broken."
     )
 
 
