@@ -126,6 +126,8 @@ NO_FOLDER = "check that the folder may be written to"
         ("evaluate TMP/m.pt --classes 10", "missing: linear.weight [10, 16] (and 1 more)"),
         ("export NET --out TMP/x.pt", "TMP/x.pt: name a file that ends in .safetensors"),
         ("export NET --out NET", BUILT),
+        ("export TMP/m.pt --out TMP/x.safetensors", "TMP/m.pt is no .safetensors file ("),
+        ("export TMP/cut.safetensors --out TMP/x.safetensors", "); make or copy it anew"),
         ("export TMP/l.safetensors --out TMP/x.safetensors", "too large for float16"),
         ("prune E NET --setting 0.1 --out NET", BUILT),
         ("prune E NET --setting 0.1 --data TMP/four.safetensors --out TMP/four.safetensors", BUILT),
@@ -140,6 +142,7 @@ def test_commands_refuse_in_one_line_before_any_work(
 ):
     monkeypatch.setattr("advprune.benchmarking.measured", lambda *_: pytest.fail("attacked"))
     (tmp_path / "file").touch()
+    (tmp_path / "cut.safetensors").touch()
     model = load_model(here)
     held = dict(model.state_dict())
     held["linear.weights"] = held.pop("linear.weight")
@@ -160,17 +163,35 @@ def test_commands_refuse_in_one_line_before_any_work(
     assert err.count("\n") == 1 and (files(), sorted(tmp_path.rglob("*"))) == before
 
 
-@pytest.mark.parametrize("fault", [("--eps", "much"), ("--eps", "8/255")])
-def test_a_project_is_written_whole_or_not_at_all(run, tmp_path, monkeypatch, fault):
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("--eps much", "--eps is a number or a fraction such as 8/255 (got 'much')"),
+        ("--eps 8", "--eps is above 0 and at most 1 in Linf (got 8)"),
+        ("--eps 0.9/255", "--eps: in images of 8 bits nothing changes by less than 1/255"),
+        ("--eps 0.6", "--eps 0.6: curves.eps: a budget is a fraction of the pixel range"),
+        ("--size 2", "--size: Input should be greater than or equal to 4 (got 2)"),
+        ("--architecture resnet50", "--architecture: there is no such architecture; known"),
+        ("--eps 8/255", "DVC cannot start here (no)"),
+        ("", None),
+    ],
+)
+def test_a_project_is_written_whole_or_not_at_all(run, tmp_path, monkeypatch, given, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pictures").mkdir()
     (tmp_path / ".gitignore").write_text("mine\n")
-    if fault[1] == "8/255":  # DVC has begun, and fails
-        begun = "import pathlib, sys; pathlib.Path('.dvc').mkdir(); sys.exit('no')"
-        monkeypatch.setattr("advprune.cli.init.DVC", ("-c", begun))
-    status, out, err = run("init", "--data", "pictures", "--architecture", "resnet18", *fault)
-    assert (status, out) == (2, "") and err.count("\n") == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".gitignore", "pictures"]
+    # DVC begins, and fails
+    begun = f"import pathlib, sys; pathlib.Path('.dvc').mkdir(); sys.exit({'no' if words else 0!r})"
+    monkeypatch.setattr("advprune.cli.init.DVC", ("-c", begun))
+    made = [] if "--architecture" in given else ["--architecture", "resnet18"]
+    status, out, err = run("init", "--data", "pictures", *made, *given.split())
+    left = {path.name for path in tmp_path.iterdir()} - {".gitignore", "pictures"}
+    if words is None:
+        assert status == 0
+        assert left == {".dvc", "dvc.yaml", "params.yaml", "requirements.txt", "stages"}
+        return
+    assert (status, out, left) == (2, "", set())
+    assert err.startswith(f"error: {words}") and err.count("\n") == 1
 
 
 def test_audit_names_each_fault_on_a_line_and_ends_with_1(here, run, tmp_path):

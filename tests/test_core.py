@@ -1,6 +1,7 @@
 """What everything stands on: workers, devices, files, progress."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -202,6 +203,16 @@ def test_the_key_of_unfinished_work_follows_every_module_and_version(tmp_path, m
     monkeypatch.setattr(files, "version", lambda package: "0")
     keys.add(fingerprint(1))
     assert len(modules) > 100 and len(keys) == len(modules) + 2
+
+
+def test_the_rate_is_that_of_all_the_time(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    with progress("probes", 5) as advance:
+        time.sleep(0.5)  # then all at once
+        for _ in range(5):
+            advance(1)
+    (rate,) = re.findall(r" 5/5 ([\d,]+)/s ", capsys.readouterr().err)
+    assert int(rate.replace(",", "")) <= 10
 
 
 def test_a_narrow_terminal_cuts_the_words_and_no_numbers(monkeypatch, capsys):

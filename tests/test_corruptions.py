@@ -302,7 +302,7 @@ def test_the_section_is_there_only_where_times_were_measured(tmp_path):
     assert second.chart.data.latency.tolist() == [0.064, 0.064]
     for text in ("", "model,batch\nE-standard,1\n", "\0"):
         (tmp_path / TIMINGS / "digits.csv").write_text(text)
-        with pytest.raises(UserError, match=r"digits.csv is damaged"):
+        with pytest.raises(UserError, match=r"digits.csv is damaged; run `advprune time`"):
             section.parts(whole)
     assert not results(whole).columns.str.contains("latency").any()  # nor does a gate know it
 

@@ -357,7 +357,7 @@ def test_records(tmp_path):
     meta = b'{"index_columns": ["absent"], "columns": [], "column_indexes": []}'
     named = pa.Table.from_pandas(table).replace_schema_metadata({b"pandas": meta})
     pq.write_table(named, path)
-    with pytest.raises(UserError, match=r"records\.parquet is damaged \('absent'\)"):
+    with pytest.raises(UserError, match=r"records\.parquet is damaged \('absent'\); run"):
         records_of(path)
 
 

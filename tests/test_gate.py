@@ -399,12 +399,13 @@ def test_every_profile_is_compared_and_metrics_may_not_contradict(repository, ru
 
 
 REFUSED = {
-    "--base nowhere": "Needed a single revision",
-    "--base=--output=x": "Needed a single revision",
+    "--base nowhere": "error: --base nowhere: there is no such revision here; check its name",
+    "--base=--output=x": "--base --output=x: there is no such revision here",
     "--alpha 1": "--alpha lies between 0 and 1 (got 1.0)",
     "--margin nan": "--margin lies between 0 and 100 (got nan)",
     "--floor A=30": "--floor: there is no model 'A'; check its name",
     "--floor A=many": "--floor is a percentage, or <model>=<percentage> (got A=many)",
+    "--allow nonesuch": "--allow: there is no model, profile or change 'nonesuch'; check its name",
     "--profile cifar10": "no profile 'cifar10'",
     "--recompute": "records.parquet in runs/digits; run `dvc repro`",
 }
@@ -506,6 +507,10 @@ def test_results_that_the_records_do_not_show_are_red(repository, run):
     shutil.rmtree("reports/cifar10")
     status, out, _ = run("gate", "--recompute", "--base", "branch")
     assert status == 1 and "It was not the active profile" in out
+    git(Path(), "rm", "-q", "--cached", "params.yaml")
+    git(Path(), "commit", "-q", "-m", "no settings")
+    status, _, err = run("gate", "--recompute", "--base", "branch")
+    assert status == 2 and "--base branch has results, but no params.yaml beside them" in err
 
 
 # --- the workflow --------------------------------------------------------------------------------

@@ -284,7 +284,7 @@ def test_the_guides_code(linear, tmp_path, monkeypatch):
         ({"eps": 0}, "eps is above 0"),
         ({"eps": "a lot"}, "eps is a number or a fraction"),
         ({"eps": 2.0}, "at most 1 in Linf"),
-        ({"eps": "0.5/255"}, "in images of 8 bits nothing changes by less than 1/255"),
+        ({"eps": "0.5/255"}, "^eps: in images of 8 bits nothing changes by less than 1/255"),
         ({"eps": 5.0, "norm": "L2"}, "at most 4 in L2"),
         ({"norm": "L1"}, "norm is Linf or L2"),
         ({"labels": torch.full((24,), 2)}, "label 2 is none of 2 classes"),

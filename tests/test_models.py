@@ -301,6 +301,8 @@ def test_what_is_given_overrides_what_the_shapes_say_and_unknown_ones_are_named(
     found = audit(tensors, given={"width": 4})
     assert found.source == "given" and not found.sound
     assert any("another width" in fault for fault in found.faults)
+    grey = audit(tensors, given={"channels": 3})
+    assert any("number of channels (grey or colour)" in fault for fault in grey.faults)
     with pytest.raises(UserError, match=r"width: .* \(got 0\)"):
         audit(tensors, given={"width": 0})
     found = audit({"features.0.weight": torch.rand(8, 3, 3, 3), "classifier.weight": torch.eye(3)})

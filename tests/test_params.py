@@ -98,6 +98,11 @@ def test_all_budgets_of_a_profile_follow_its_eps():
     assert (half.eps, half.step) == (eps / 2, eps / 16)
     own = loaded(("profiles/digits/train/eps", "eps/2")).active().train
     assert own.eps == EPS / 2
+    long = ("profiles/digits/norm", "L2"), ("profiles/digits/eps", 1.5)
+    with pytest.raises(UserError, match=r"digits\.train\.eps: write the budget of training, which"):
+        loaded(*long)
+    own = loaded(*long, ("profiles/digits/train/eps", "8/255")).active()
+    assert (own.eps, own.train.eps) == (1.5, 8 / 255)
 
 
 def test_a_profile_overrides_key_by_key():
@@ -229,8 +234,9 @@ def test_a_profile_overrides_key_by_key():
         # profiles
         ("profile", "cifar", ["no profile 'cifar'", "cifar10-small"]),
         ("profiles/digits/eps", None, ["profiles.digits.eps", "such as 8/255"]),
-        ("profiles/digits/eps", 2, ["profiles.digits", "between 0 and 1", "2"]),
-        ("profiles/digits/eps", "0.9/255", ["profiles.digits: eps: in images of 8 bits nothing"]),
+        ("profiles/digits/eps", float("inf"), ["profiles.digits.eps: a budget is", "inf"]),
+        ("profiles/digits/eps", 2, ["profiles.digits.eps: a budget", "between 0 and 1", "2"]),
+        ("profiles/digits/eps", "0.9/255", ["profiles.digits.eps: in images of 8 bits nothing"]),
         ("profiles/digits/attacks", [1], ["profiles.digits.attacks: write a mapping", "[1]"]),
         ("profiles/digits/protocol/adaptive", [1], ["protocol.adaptive: write a mapping", "[1]"]),
         ("profiles/digits/curves/eps", [2], ["curves.eps", "between 0 and 1", "2"]),

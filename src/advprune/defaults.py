@@ -7,6 +7,7 @@ from typing import Any
 
 from advprune.core.errors import InputError
 from advprune.core.params import FILE, Params
+from advprune.core.profile import check_budget
 from advprune.core.settings import parse, parse_fraction, text_of, yaml_of
 
 PROFILE = "default"  # what these settings are called in reports
@@ -39,6 +40,10 @@ def defaults(
     size = sqrt(prod(shape)) if norm == "L2" else 1.0  # of a change of every pixel by one
     if not 0 < eps <= size:
         raise InputError(f"eps is above 0 and at most {size:g} in {norm} (got {eps:g})")
+    try:
+        check_budget(eps, norm)
+    except ValueError as error:
+        raise InputError(error) from error
     read = yaml_of(text_of(project() / FILE), FILE)
     raw = {key: read[key] for key in SHARED if key in read}
     searches: dict[str, Any] = {"square": {}} if "square" in raw["attacks"] else {}

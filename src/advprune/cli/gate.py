@@ -95,7 +95,14 @@ def gate(
     from advprune.report.revision import Tree, git
 
     rules = asked.rules
-    commit = git("rev-parse", "--verify", "--end-of-options", f"{base}^{{commit}}").strip()
+    git("rev-parse", "--git-dir")  # else git says that this is no repository
+    try:
+        commit = git("rev-parse", "--verify", "--end-of-options", f"{base}^{{commit}}").strip()
+    except UserError as error:
+        raise UserError(
+            f"--base {base}: there is no such revision here; check its name, or `git fetch` it "
+            f"({error})"
+        ) from error
     params, there = load(profile=profile), Tree(f"{base}:", commit)
     found = judge_trees(params, there, rules, recompute, only=profile is not None)
     for title, judged in found:

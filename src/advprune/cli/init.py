@@ -15,7 +15,7 @@ from typing import Annotated, ClassVar
 import typer
 
 from advprune.cli.options import Made, option_groups
-from advprune.core.errors import UserError
+from advprune.core.errors import InputError, UserError
 
 STAGES = "stages"
 TEMPLATE = Path(__file__).with_suffix(".yaml")  # of params.yaml
@@ -27,6 +27,8 @@ NETWORKS = "networks"  # where a clone has the user's code
 # Dependencies that a project lacks.
 OF_THE_CLONE = ("src/", NETWORKS, "claims.yaml", "params", "rl/", "bench/")
 MADE_BESIDE = (".dvc", ".dvcignore", "checkpoints")
+# What is said of a key of the profile, which has the name of its option; curves follow from --eps.
+OF_THE_PROFILE = re.compile(r".*?: profiles\.mine[.:] ?(data\.|model\.|curves\.)?(.*)")
 SECTION = re.compile(r"^(?:#.*\n)*^(\w+):.*\n(?: .*\n|\n)*", re.MULTILINE)
 
 HEADER = """\
@@ -57,17 +59,18 @@ class Profile:
 def init(own: Profile, made: Made) -> None:
     """Write a DVC project for a network and pictures of your own into the current folder.
 
-    Writes params.yaml with a profile of your own, dvc.yaml, the scripts in stages/ and
-    requirements.txt, and makes the folder a DVC repository. Then `dvc repro` trains or loads the
-    network, compresses it, attacks all models and writes the report to reports/mine/. Needs
-    `pip install 'advprune[pipeline]'`. Overwrites nothing.
+    Writes params.yaml with a profile of your own, dvc.yaml, the scripts in stages/,
+    requirements.txt and, where there is none, .gitignore, and makes the folder a DVC repository
+    (.dvc/, .dvcignore). Then `dvc repro` trains or loads the network, compresses it, attacks all
+    models and writes the report to reports/mine/. Needs `pip install 'advprune[pipeline]'`.
+    Overwrites nothing.
 
     Exit status: 0, or 2 if nothing was written.
     """
     import advprune
-    from advprune.core.files import write_text
-    from advprune.core.params import FILE, load
-    from advprune.defaults import project
+    from advprune.core.files import WRITING, write_text
+    from advprune.core.params import FILE
+    from advprune.defaults import defaults, project
     from advprune.models.foreign import code_files
 
     if made.name is None:
@@ -78,6 +81,10 @@ def init(own: Profile, made: Made) -> None:
     for path in (own.data, own.weights):
         if path is not None and not path.exists():
             raise UserError(f"there is no {path}")
+    try:
+        defaults(own.eps, "Linf", (1, 8, 8))
+    except InputError as error:
+        raise UserError(f"--{error}") from error
     home, here = project(), Path.cwd()
     code = [str(f.relative_to(here)) for f in code_files(made.factory) if f.is_relative_to(here)]
     text = Template(TEMPLATE.read_text("utf-8")).substitute(
@@ -105,13 +112,28 @@ def init(own: Profile, made: Made) -> None:
     try:
         for name, content in written.items():
             write_text(Path(name), content)
-        load()
+        _check_profile(own.eps)
         _start_dvc()
     except BaseException:
         for path in new:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         raise
+    if WRITING.parent in new:
+        shutil.rmtree(WRITING.parent)  # of temporary files, and empty
     print(f"wrote {', '.join((FILE, 'dvc.yaml', STAGES, PINNED))}; now run `dvc repro`")
+
+
+def _check_profile(eps: str) -> None:
+    """UserError where params.yaml is wrong, which names the option that its key comes from."""
+    from advprune.core.params import load
+
+    try:
+        load()
+    except UserError as error:
+        if not (match := OF_THE_PROFILE.fullmatch(str(error))):
+            raise
+        option = f"eps {eps}: curves." if match[1] == "curves." else ""
+        raise UserError(f"--{option}{match[2]}") from error
 
 
 def _stages(packaged: str, code: list[str]) -> str:

@@ -65,12 +65,7 @@ class Profile(Settings):
 
     @model_validator(mode="after")
     def _suites_name_attacks(self) -> "Profile":
-        if self.eps < LEVEL * (1 - 1e-6):
-            raise ValueError(
-                f"eps: in images of 8 bits nothing changes by less than 1/255 (got {self.eps:g})"
-            )
         if self.norm == "Linf":
-            within_pixels(self.eps, "eps: ")
             within_pixels(max(self.curves.eps), "curves.eps: ")
             within_pixels(max(self.protocol.eps), "protocol.eps: ")
         for kind, names in self.suite:
@@ -111,6 +106,16 @@ class Profile(Settings):
         return {name: a for name, a in found.items() if isinstance(a, AttackSettings)}
 
 
+def check_budget(eps: float, norm: Any) -> None:
+    """ValueError where no image of 8 bits can be attacked within `eps`, the budget of a profile."""
+    if not eps >= LEVEL * (1 - 1e-6):
+        raise ValueError(
+            f"eps: in images of 8 bits nothing changes by less than 1/255 (got {eps:g})"
+        )
+    if norm == "Linf":
+        within_pixels(eps, "eps: ")
+
+
 def resolve(shared: Mapping[str, Any], profile: Mapping[str, Any], where: str) -> Profile:
     """A profile's own settings over the shared ones; budgets, which are relative to the profile's
     `eps`, as numbers. UserError names the key below `where`, its value and what is allowed."""
@@ -119,6 +124,10 @@ def resolve(shared: Mapping[str, Any], profile: Mapping[str, Any], where: str) -
         eps = float(parse_fraction(None if isinstance(given, bool) else given))
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}.eps: write the budget, such as 8/255") from error
+    try:
+        check_budget(eps, profile.get("norm", "Linf"))
+    except ValueError as error:
+        raise UserError(f"{where}.{error}") from error
     own = {name: _mapping(profile.get(name), f"{where}.{name}") for name in (*SHARED, "train")}
     found = {name: _merged(shared[name], own[name]) for name in SHARED}
     attack = partial(_attack, eps, {"norm": profile["norm"]} if "norm" in profile else {})
@@ -130,6 +139,8 @@ def resolve(shared: Mapping[str, Any], profile: Mapping[str, Any], where: str) -
     for one in (found["curves"], protocol):
         if isinstance(budgets := one.get("eps"), list):
             one["eps"] = [relative(budget, eps) for budget in budgets]
+    if eps > 1 and "eps" not in own["train"]:
+        raise UserError(f"{where}.train.eps: write the budget of training, which is in Linf")
     found["train"] = {**own["train"], "eps": relative(own["train"].get("eps", eps), eps)}
     return parse(Profile, {**profile, **found, "eps": eps}, where)
 

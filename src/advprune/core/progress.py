@@ -18,10 +18,10 @@ from rich.text import Text
 
 
 class _Rate(ProgressColumn):
-    """Units per second."""
+    """Units per second, since the start."""
 
     def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
+        speed = task.completed / task.elapsed if task.elapsed else None
         return Text(f"{speed:,.0f}/s" if speed else "", style="cyan")
 
 

@@ -127,8 +127,8 @@ def misfit(tensor: torch.Tensor, place: torch.Tensor) -> str | None:
     any width are converted, where they stay finite. The place may be on the meta device."""
     if tensor.shape != place.shape:
         return (
-            f"has shape {list(tensor.shape)} where {list(place.shape)} is needed; is it a "
-            "checkpoint of another width?"
+            f"has shape {list(tensor.shape)} where {list(place.shape)} is needed: another width, "
+            "other classes, or images of another number of channels (grey or colour)"
         )
     both_float = tensor.is_floating_point() and place.is_floating_point()
     if not both_float and tensor.dtype != place.dtype:

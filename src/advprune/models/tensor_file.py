@@ -40,8 +40,11 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return _sound(tensors, path), dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
+        if path.suffix == ".safetensors":
+            raise UserError(f"{path} is damaged ({error}); make or copy it anew") from error
         raise UserError(
-            f"{path} is damaged or no safetensors file ({error}); delete it and make it anew"
+            f"{path} is no .safetensors file ({error}); only those are read here: `advprune prune` "
+            "and `quantize` write one from a PyTorch state dict"
         ) from error
 
 

@@ -129,9 +129,13 @@ def judge_trees(
         ]
         judged = replace(judged, failures=judged.failures + failures)
         found.append((f"Robustness of {code(name)} against {base}", judged))
-    unknown = sorted(set(rules.floors) - {""} - {row.name for _, one in found for row in one.rows})
-    if unknown:
+    models = {row.name for _, one in found for row in one.rows}
+    if unknown := sorted(set(rules.floors) - {""} - models):
         raise UserError(f"--floor: there is no model {unknown[0]!r}; check its name")
+    profiles = {*params.profiles, *there.profiles, *here.profiles}
+    if unknown := sorted({*rules.allow} - {IMAGES, SETTINGS} - profiles - models):
+        what = "model, profile or change"
+        raise UserError(f"--allow: there is no {what} {unknown[0]!r}; check its name")
     if recompute and (committed := here.revision(active)):
         judged = judge(committed, made, Rules(rules.alpha, allow=rules.allow), order)
         differ = differences(committed, made)
@@ -158,7 +162,12 @@ def _unmeasured(
         if reported is not None and yaml_of(reported, place) != yaml_of(settings_of(params), FILE):
             yield SETTINGS, f"{FILE} holds other settings than {place}; run `dvc repro`"
         if recompute and there.paths:
-            known = yaml_of(git("show", f"{there.commit}:./{FILE}"), there.where + FILE)
+            try:
+                text = git("show", f"{there.commit}:./{FILE}")
+            except UserError as error:
+                base = f"--base {there.where[:-1]}"
+                raise UserError(f"{base} has results, but no {FILE} beside them") from error
+            known = yaml_of(text, there.where + FILE)
             if isinstance(known, dict) and known.get("profile", name) != name:
                 yield name, "It was not the active profile, which is then not measured"
     elif recompute and here.results(name) != there.results(name):

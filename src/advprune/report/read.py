@@ -138,7 +138,7 @@ def _frame(path: Path, *columns: str) -> pd.DataFrame:
     try:
         table = pd.read_parquet(path)
     except (OSError, ValueError, LookupError, TypeError) as error:  # of its columns and metadata
-        raise UserError(f"{path} is damaged ({error}); delete it and run `dvc repro`") from error
+        raise UserError(f"{path} is damaged ({error}); run `dvc repro`") from error
     _check(table, path, *columns)
     return table
 

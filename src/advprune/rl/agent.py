@@ -83,7 +83,7 @@ def load_agent(path: Path) -> Agent:
         agent = Agent(**json.loads(metadata["sizes"]))
         agent.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path} holds no agent; delete it and train it anew") from error
+        raise UserError(f"{path} holds no agent; train it anew") from error
     return agent
 
 

@@ -23,7 +23,7 @@ def speed(run: Run) -> Parts:
         found = pd.read_csv(path)
         found, about = found[list(NEEDED)], found.iloc[0]
     except (ValueError, KeyError, IndexError) as error:  # pandas' own are ValueErrors
-        raise UserError(f"{path} is damaged; delete it and run `advprune time`") from error
+        raise UserError(f"{path} is damaged; run `advprune time`") from error
     threads = "" if pd.isna(about.threads) else f", {counted(int(about.threads), 'thread')}"
     yield Part(
         "Speed and size",
