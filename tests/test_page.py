@@ -44,7 +44,7 @@ FLOOR = {"survivors": (0, 0, 0), "carried": 0}
         (
             accuracy,
             [model("A"), model("B")],
-            f"Robust accuracy at eps 48/255 is significantly higher {DENSE} none of 2 compressed "
+            f"Robust accuracy at eps 48/255 is significantly higher {DENSE} none of 2 other "
             "models, lower for none and not significantly different for 2.",
         ),
         (effect, [firm("A"), model("B")], f"larger {DENSE} 1 of 2 other models (A-standard),"),
@@ -117,9 +117,13 @@ def test_price_transfer_and_trust_are_a_sentence_each():
     assert found.startswith(
         "Transfer attacks overstate robustness for 1 of 1 other model, most for A-standard: 75"
     )
-    assert "75.0 % (59.8–85.8) accuracy on images crafted on its dense network" in found
-    assert "but 10.0 % (4.0–23.1) when attacked directly (p < 0.001)" in found
+    assert "75.0 % (59.8–85.8) accuracy on images that main crafts on its dense network" in found
+    assert "but 10.0 % (4.0–23.1) when main attacks it directly (p < 0.001)" in found
     assert "significantly for no other model" in transfer(run_of(model("A")))
+    # Beside the same attack: what stronger ones break is no overstatement by transfer.
+    assert "significantly for no other model" in transfer(
+        run_of(model("A", (30, 20, 4), carried=30))
+    )
     # What either breaks alone is the same: nothing is overstated, whatever both break together.
     other = {("dense-standard", "main"): elsewhere("main", ~first(20))}
     apart = replace(model("A", (20, 20, 20)), transfers=other)
