@@ -239,33 +239,25 @@ def test_a_gradient_that_is_wrong_in_part_is_caught(share, attacked):
     assert "wrong gradients" in {check.name for check in found.against}
 
 
-ENTROPY = np.random.default_rng(0)
-NOISE = {
-    "torch": lambda z: z + 1e-3 * torch.randn_like(z),
-    "numpy": lambda z: z + 1e-3 * float(np.random.randn()),
-    "a generator of its own": lambda z: z + 0.01 * float(ENTROPY.standard_normal()) * z,
-}
-
-
-def behind(source, model, pair):
+def behind(model, pair, noise=torch.randn_like):
     """A network behind a little noise on its logits, as attacks and scoring ask it."""
-    return admitted("it", masked.Around(model, logits=NOISE[source]).eval(), pair[0])
+    around = masked.Around(model, logits=lambda z: z + 1e-3 * noise(z))
+    return admitted("it", around.eval(), pair[0])
 
 
 @pytest.mark.usefixtures("short_attacks")
-@pytest.mark.parametrize("source", ["torch", "numpy"])
-def test_a_wrong_gradient_behind_a_little_noise_is_caught(source, attacked):
-    """Also attacked by its answers alone, as it draws: by no single one of them."""
+def test_a_wrong_gradient_behind_a_little_noise_is_caught(attacked):
+    """It is also attacked by its answers alone, averaged over draws."""
     few = attacked[0][:12], attacked[1][:12]
-    model = behind(source, masked.PartlyWrong(shipped("dense-robust.fp16")), few)
-    own, probed = attacked_by(model, few, "field", "eot_ce", "square")
+    model = behind(masked.PartlyWrong(shipped("dense-robust.fp16")), few)
+    own, probed = attacked_by(model, few, "field", "square")
     more = probed()
     asked = more[more.attack == "probe_nes"]
     assert len(asked) and (asked.draws == NES["draws"]).all() and (asked.gradients == 0).all()
     assert (more.draws[more.attack == "probe_student"] > 1).all()
     honesty = more[more.attack == "probe_honesty"]
     assert len(honesty) == 12 and not honesty.declared.any()
-    # Scored as it draws, not with its draws fixed, which other attacks may not break.
+    # Scored as it draws, as every attack is, not with its draws fixed.
     single = more[more.attack == "probe_single"]
     assert honesty.clean_margin.tolist() == single.clean_margin.tolist()
     found = verdict(Evidence(pd.concat([own, more]), "field", 10))
@@ -275,7 +267,7 @@ def test_a_wrong_gradient_behind_a_little_noise_is_caught(source, attacked):
 
 def test_what_a_random_network_is_asked_is_drawn_by_seed(attacked):
     few = attacked[0][:2], attacked[1][:2]
-    model = behind("torch", masked.PartlyWrong(shipped("dense-robust.fp16")), few)
+    model = behind(masked.PartlyWrong(shipped("dense-robust.fp16")), few)
     probe = Probe(model, *few, FIELD, Work())
     torch.manual_seed(5)
     before = torch.get_rng_state()
@@ -287,8 +279,9 @@ def test_what_a_random_network_is_asked_is_drawn_by_seed(attacked):
 
 def test_an_honest_network_that_draws_is_reliable(attacked):
     """Its gradient with its draws fixed is the derivative; it is not asked by answers alone."""
-    model = behind("torch", shipped("dense-robust.fp16"), attacked)
-    own, probed = attacked_by(model, attacked, "field", "eot_ce", "square")
+    few = attacked[0][:12], attacked[1][:12]
+    model = behind(shipped("dense-robust.fp16"), few)
+    own, probed = attacked_by(model, few, "field", "eot_ce", "eot_margin", "square")
     more = probed()
     honesty = more[more.attack == "probe_honesty"]
     assert honesty.slope_error.max() < 0.05 and "probe_nes" not in set(more.attack)
@@ -308,12 +301,15 @@ def test_with_its_draws_fixed_an_honest_network_follows_its_gradient(kind, attac
 def test_draws_that_cannot_be_fixed_leave_a_doubt(attacked):
     """Differences would be those of the noise; it is attacked by its answers alone instead."""
     few = attacked[0][:6], attacked[1][:6]
-    model = behind("a generator of its own", shipped("dense-robust.fp16"), few)
-    own, probed = attacked_by(model, few, "field", "eot_ce", "square")
+    own_generator = np.random.default_rng(0)
+    model = behind(
+        shipped("dense-robust.fp16"), few, lambda z: 10 * float(own_generator.normal()) * z
+    )
+    own, probed = attacked_by(model, few, "field", "square")
     more = probed()
     assert {"probe_nes", "probe_student"} <= set(more.attack)
     found = verdict(Evidence(pd.concat([own, more]), "field", 10))
-    assert found.level == "suspect"
+    assert found.level == "suspect", found.against
     (check,) = (check for check in found.against if check.name == "wrong gradients")
     assert check.figure == "not compared" and "cannot be fixed" in check.reason
 
