@@ -8,8 +8,7 @@ the run's models and attackers made.
 How much a trick hides: the robust accuracy that the main attack reports, minus the lowest that is
 known, by everything together or by attacks on the network inside; less the same difference of the
 dense network without the trick. A model counts as masked where that is above 5 points. One that is
-called reliable is a false pass, an honest model that is not is a false alarm. A model of the
-leaderboard whose attacks by gradient leave more than 5 points more than everything is not honest.
+called reliable is a false pass, an honest model that is not is a false alarm.
 """
 
 import json
@@ -127,8 +126,7 @@ def summary(rows: list[dict[str, Any]], images: int) -> dict[str, Any]:
     planted = [row for row in judged if "hidden" in row]
     planted = [row | {"known": min(row["robust"], row["knowing"])} for row in planted]
     hiding = [row for row in planted if row["hidden"] > SPARED]
-    unplanted = [row for row in judged if "hidden" not in row]
-    honest = [row for row in unplanted if row["white_box"] - row["robust"] <= SPARED]
+    honest = [row for row in judged if "hidden" not in row]
     deceived = [row for row in planted if row["white_box"] - row["known"] > SPARED]
     passed = [row["level"] == "reliable" for row in hiding]
     above = [row["robust"] - row["known"] > SPARED for row in hiding]

@@ -44,6 +44,7 @@ def names(found):
 
 HONEST = {"eps": 0.0, "linf": 0.0, "declared": False, "slope_error": 0.0, "step_error": 0.3}
 DECLARED = {"slope_error": 1.0, "declared": True}
+UNKNOWN = {"slope_error": np.nan, "step_error": np.nan, "declared": True}
 
 
 @pytest.mark.parametrize(
@@ -62,6 +63,7 @@ DECLARED = {"slope_error": 1.0, "declared": True}
         (rows("probe_honesty", 40, **HONEST | {"slope_error": 0.3}), "broken", "wrong"),
         (rows("probe_honesty", 40, **HONEST | {"step_error": 1.0}), "broken", "wrong"),
         (rows("probe_honesty", 40, **HONEST | DECLARED), "reliable", None),
+        (rows("probe_honesty", 40, **HONEST | UNKNOWN), "suspect", "wrong"),
     ],
 )
 def test_each_check_by_planted_records(table, expected, check):

@@ -11,7 +11,7 @@ from torch.nn.utils import prune as torch_prune
 
 from advprune.core.errors import UserError
 from advprune.models.audit import audit
-from advprune.models.card import inert_of, met, sparsity_of
+from advprune.models.card import inert_of, reached_places, sparsity_of
 from advprune.models.checkpoint import build, fill, load_model, save_model, stored
 from advprune.models.resnet import initialize
 from advprune.models.spec import ModelSpec, sites, spec_of
@@ -82,7 +82,7 @@ def test_strides_are_a_setting_that_older_files_do_not_hold(tmp_path):
 )
 @pytest.mark.filterwarnings("ignore:Using padding")
 def test_idle_places_by_hand(layer, side, expected):
-    found = met(nn.Sequential(layer), (1, side, side))
+    found = reached_places(nn.Sequential(layer), (1, side, side))
     assert [places.int().tolist() for places in found.values()] == ([expected] if expected else [])
 
 

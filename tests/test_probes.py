@@ -20,9 +20,10 @@ from advprune.evaluate.craft import craft, rows
 from advprune.evaluate.evidence import white_box
 from advprune.evaluate.honesty import slope_errors
 from advprune.evaluate.measures import remnant_accuracy
-from advprune.evaluate.probes import Probe, passes_of, stronger
+from advprune.evaluate.probes import NES, Probe, passes_of, stronger
 from advprune.evaluate.records import Work
 from advprune.evaluate.verdict import Evidence, dishonest, verdict
+from advprune.models.border import admitted
 from advprune.models.checkpoint import load_model
 from advprune.pruning import prune
 
@@ -236,6 +237,94 @@ def test_a_gradient_that_is_wrong_in_part_is_caught(share, attacked):
     found = verdict(Evidence(pd.concat([own, more]), "field", 10))
     assert found.level == "broken"
     assert "wrong gradients" in {check.name for check in found.against}
+
+
+def behind(model, pair, noise=torch.randn_like):
+    """A network behind a little noise on its logits, as attacks and scoring ask it."""
+    around = masked.Around(model, logits=lambda z: z + 1e-3 * noise(z))
+    return admitted("it", around.eval(), pair[0])
+
+
+@pytest.mark.usefixtures("short_attacks")
+def test_a_wrong_gradient_behind_a_little_noise_is_caught(attacked):
+    """It is also attacked by its answers alone, averaged over draws."""
+    few = attacked[0][:12], attacked[1][:12]
+    model = behind(masked.PartlyWrong(shipped("dense-robust.fp16")), few)
+    own, probed = attacked_by(model, few, "field", "square")
+    more = probed()
+    asked = more[more.attack == "probe_nes"]
+    assert len(asked) and (asked.draws == NES["draws"]).all() and (asked.gradients == 0).all()
+    assert (more.draws[more.attack == "probe_student"] > 1).all()
+    honesty = more[more.attack == "probe_honesty"]
+    assert len(honesty) == 12 and not honesty.declared.any()
+    # Scored as it draws, as every attack is, not with its draws fixed.
+    single = more[more.attack == "probe_single"]
+    assert honesty.clean_margin.tolist() == single.clean_margin.tolist()
+    found = verdict(Evidence(pd.concat([own, more]), "field", 10))
+    assert found.level == "broken"
+    assert "wrong gradients" in {check.name for check in found.against}
+
+
+def test_what_a_random_network_is_asked_is_drawn_by_seed(attacked):
+    few = attacked[0][:2], attacked[1][:2]
+    model = behind(masked.PartlyWrong(shipped("dense-robust.fp16")), few)
+    probe = Probe(model, *few, FIELD, Work())
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = probe.honesty()
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(6)
+    pd.testing.assert_frame_equal(first, probe.honesty())
+
+
+def test_an_honest_network_that_draws_is_reliable(attacked):
+    """Its gradient with its draws fixed is the derivative; it is not asked by answers alone."""
+    few = attacked[0][:12], attacked[1][:12]
+    model = behind(shipped("dense-robust.fp16"), few)
+    own, probed = attacked_by(model, few, "field", "eot_ce", "eot_margin", "square")
+    more = probed()
+    honesty = more[more.attack == "probe_honesty"]
+    assert honesty.slope_error.max() < 0.05 and "probe_nes" not in set(more.attack)
+    found = verdict(Evidence(pd.concat([own, more]), "field", 10))
+    assert found.level == "reliable", found.against
+
+
+@pytest.mark.parametrize("kind", ["crop and rescale", "random resize", "input dropout"])
+def test_with_its_draws_fixed_an_honest_network_follows_its_gradient(kind, attacked):
+    few = attacked[0][:6], attacked[1][:6]
+    model = admitted("it", masked.KINDS[kind](shipped("dense-robust.fp16")).eval(), few[0])
+    found = Probe(model, *few, FIELD, Work()).honesty()
+    assert found.slope_error.max() < 0.05 and not dishonest(found)
+
+
+@pytest.mark.usefixtures("short_attacks")
+def test_draws_that_cannot_be_fixed_leave_a_doubt(attacked):
+    """Differences would be those of the noise; it is attacked by its answers alone instead."""
+    few = attacked[0][:6], attacked[1][:6]
+    own_generator = np.random.default_rng(0)
+    model = behind(
+        shipped("dense-robust.fp16"), few, lambda z: 10 * float(own_generator.normal()) * z
+    )
+    own, probed = attacked_by(model, few, "field", "square")
+    more = probed()
+    assert {"probe_nes", "probe_student"} <= set(more.attack)
+    found = verdict(Evidence(pd.concat([own, more]), "field", 10))
+    assert found.level == "suspect", found.against
+    (check,) = (check for check in found.against if check.name == "wrong gradients")
+    assert check.figure == "not compared" and "cannot be fixed" in check.reason
+
+
+@pytest.mark.parametrize("family", [{"SAP": 1.0}, {"dropout": 0.1}, {"RNA": 0.1}], ids=str)
+def test_random_layers_with_a_rule_of_their_own_are_not_asked(family, attacked):
+    """SAP's gradient holds its factors constant, and is no derivative with its draws fixed."""
+    ((name, setting),) = family.items()
+    few = attacked[0][:2], attacked[1][:2]
+    own, probed = attacked_by(
+        prune(name, shipped("dense-standard.fp16"), setting).model, few, "field"
+    )
+    more = probed()
+    assert "probe_frozen" in set(more.attack) and "probe_honesty" not in set(more.attack)
+    assert verdict(Evidence(pd.concat([own, more]), "field", 10)).level != "broken"
 
 
 def test_a_straight_through_rule_is_judged_over_a_step_and_by_attacks_on_answers(attacked):

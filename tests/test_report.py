@@ -334,9 +334,12 @@ def test_the_verdict_says_how_often_it_is_wrong(tmp_path):
     models.append({"name": "honest", "level": "reliable"})
     path.write_text(json.dumps(found | {"images": 50, "models": models}), encoding="utf-8")
     text = calibration(path)
-    assert "50 images" in text and "reliable: 1 of 16 (1.1–28.3 %), namely noise on dense-a" in text
-    assert "too high: 0 of 16 (0.0–19.4 %)." in text and "reliable: 0 of 7 (0.0–35.4 %)." in text
-    assert text.endswith("Honest models that are called suspect or broken: 1 of 16 (1.1–28.3 %).")
+    assert "50 images" in text and "main attack, 1 of 16 (1.1–28.3 %) are called reliable, " in text
+    assert (
+        "reliable, namely noise on dense-a; 0 of 16 (0.0–19.4 %) are called reliable with" in text
+    )
+    assert "of the suite, 0 of 7 (0.0–35.4 %) are called reliable." in text
+    assert text.endswith("Of honest models, 1 of 16 (1.1–28.3 %) are called suspect or broken.")
 
 
 def test_nn_prunes_table_has_dense_every_setting_and_int8_under_transfer():

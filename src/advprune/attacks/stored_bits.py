@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from advprune.models.card import met
+from advprune.models.card import reached_places
 from advprune.models.copies import plain_copy
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -219,7 +219,7 @@ def store(
             + ", ".join(SCALES)
         )
     copied = _frozen_copy(model)
-    places = met(copied, image_shape) if image_shape else {}
+    places = reached_places(copied, image_shape) if image_shape else {}
     rounded: dict[str, StoredLayer] = {}
     most = 2 ** (bits - 1) - 1
     for name, weight in _weights(copied):

@@ -121,9 +121,7 @@ class Known(Made):
     channels: Annotated[int | None, typer.Option(help="Channels of an image.")] = None
     options: Annotated[
         str | None,
-        typer.Option(
-            help="Further arguments of the network, as in params.yaml: '{img_size: 32}'."
-        ),
+        typer.Option(help="Further arguments of the network, as in params.yaml: '{img_size: 32}'."),
     ] = None
     keep: Annotated[
         float | None,
@@ -183,7 +181,9 @@ class Network(Known):
         str | None,
         typer.Option(help="Mean of each channel that images are normalized by: 0.485,0.456,…"),
     ] = None
-    std: Annotated[str | None, typer.Option(help="Standard deviation of each channel, likewise.")] = None
+    std: Annotated[
+        str | None, typer.Option(help="Standard deviation of each channel, likewise.")
+    ] = None
     resize: Annotated[
         int | None, typer.Option(min=1, help="Resize the shorter side of pictures, in pixels.")
     ] = None

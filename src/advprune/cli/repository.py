@@ -36,8 +36,8 @@ class Images:
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Your own pictures instead of a profile (params.yaml is not read): a folder of one "
-            "sub-folder per class, a split (.safetensors) or images and labels (.npz)."
+            help="Your own pictures instead of a profile (params.yaml is not read): a folder of "
+            "one sub-folder per class, a split (.safetensors) or images and labels (.npz)."
         ),
     ] = None
     names: Annotated[

@@ -155,9 +155,9 @@ class SuiteSettings(Settings):
 class ProtocolSettings(Settings):
     """The published protocol of SAP and the attacks that broke it.
 
-    images: how many test images, the first ones; null: all. eps: budgets of the single-step attack, whose gradients
-    and predictions are averaged over `draws`, and of `iterative`, its step in proportion. adaptive:
-    attacks on the members that ask for them.
+    images: how many test images, the first ones; null: all. eps: budgets of the single-step attack,
+    whose gradients and predictions are averaged over `draws`, and of `iterative`, its step in
+    proportion. adaptive: attacks on the members that ask for them.
     """
 
     images: int | None = Field(default=None, ge=1)

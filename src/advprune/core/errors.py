@@ -32,7 +32,7 @@ def first_line(error: BaseException) -> str:
     return lines[0].rstrip(":")
 
 
-def arisen(error: BaseException) -> str:
+def with_place(error: BaseException) -> str:
     """What an error of the user's code is, says and where it arose, on one line."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     where = f"{Path(last.filename).name}, line {last.lineno}"

@@ -47,7 +47,8 @@ def is_coarse(logits: Tensor) -> bool:
 def slope_errors(
     model: nn.Module, pair: tuple[Tensor, Tensor], main: AttackSettings, seed: int, cost: Cost
 ) -> dict[str, Tensor]:
-    """Relative errors `[N]` of the derivative, of a deterministic model on images and labels.
+    """Relative errors `[N]` of the derivative, of a deterministic model (of a randomized one, with
+    its draws fixed: `stochastic.frozen_copy`) on images and labels.
 
     `|a - f| / max(|a|, |f|)` of the slopes a by autograd and f by differences, the larger of that
     along the attack's own direction and that along random ones; 0 where both are 0, 1 where one is

@@ -32,14 +32,21 @@ from advprune.evaluate.measures import right
 from advprune.evaluate.records import Work, all_logits
 from advprune.evaluate.verdict import dishonest
 from advprune.models.quantized import differentiable
-from advprune.models.stochastic import frozen_copy, is_randomized
+from advprune.models.stochastic import (
+    Drawn,
+    frozen_copy,
+    is_randomized,
+    stochastic_layers,
+    undisturbed,
+)
 from advprune.models.target import Target, is_blackbox
 
 NOISE_TRIES = 20
 NOISE_DRAWS = 2  # of a randomized model, for choosing the worst try; it is scored by all draws
 STARTS = 3  # of the stronger probe, at least
-NES = {"steps": 20, "samples": 16}
+NES = {"steps": 20, "samples": 16, "draws": 5}
 HONESTY_IMAGES = 100  # the first ones
+FIXED_IMAGES = 25  # of a model with its draws fixed, which takes a pass for each image
 
 
 def passes_of(setting: Attack, classes: int, randomized: bool) -> int:
@@ -72,8 +79,9 @@ def stronger(
 
 
 def by_answers(main: AttackSettings) -> dict[str, OtherAttack]:
-    """Attacks that ask for answers alone, at the main attack's budget: by estimated gradients, over
-    a step wide enough to see across rounding, and through a student."""
+    """Attacks that ask for answers alone, of a randomized model averaged over draws, at the main
+    attack's budget: by estimated gradients, over a step wide enough to see across rounding, and
+    through a student."""
     budget = {"norm": main.norm, "eps": main.eps}
     sizes = {"step": main.eps / 5, "sigma": main.eps / 5, **NES}
     return {
@@ -127,7 +135,10 @@ class Probe:
             frozen, fixed = replace(self, model=network, work=work), {"drop": True}
             attack = main.model_copy(update=fixed)
             jobs[FROZEN] = partial(frozen.attacked, FROZEN, attack, everything)
-        elif not (isinstance(self.model, Target) and self.model.labels):  # classes have no slope
+        # Classes have no slope; random layers of the library, such as SAP's, a rule of their own.
+        has_classes = isinstance(self.model, Target) and self.model.labels
+        has_rule = any(not isinstance(layer, Drawn) for layer in stochastic_layers(self.model))
+        if not (has_classes or has_rule):
             jobs = {"probe_honesty": self.honesty} | jobs
         tables = self.made(jobs)
         honest = tables[0] if "probe_honesty" in jobs else None
@@ -166,13 +177,19 @@ class Probe:
         return self._rows(name, crafted, torch.arange(len(images)))
 
     def honesty(self) -> pd.DataFrame:
-        """How far the derivative is from the model's answers (honesty.py), on the first images."""
+        """How far the derivative is from the model's answers (honesty.py), on the first images; of
+        a model that draws at random, with its draws fixed. Errors are missing where these cannot be
+        fixed."""
         cost, seed = Cost(), salted(self.work.seed, "probe_honesty")
-        pair = self.images[:HONESTY_IMAGES], self.labels[:HONESTY_IMAGES]
-        errors = slope_errors(self.model, pair, self.main, seed, cost)
+        model, count, fixed = self.model, HONESTY_IMAGES, True
+        if is_randomized(model):
+            model, count = frozen_copy(model, self.work.seed), FIXED_IMAGES
+            fixed = _repeats(model, self.images[:2])
+        pair = self.images[:count], self.labels[:count]
+        errors = slope_errors(model, pair, self.main, seed, cost) if fixed else {}
         found: dict[str, Any] = {"slope_error": nan, "declared": "slope_error" not in errors}
-        found |= {name: values.numpy() for name, values in errors.items()}
-        return self._unattacked("probe_honesty", cost, HONESTY_IMAGES).assign(**found)
+        found |= {"step_error": nan} | {name: values.numpy() for name, values in errors.items()}
+        return self._unattacked("probe_honesty", cost, count).assign(**found)
 
     def gradient(self) -> pd.DataFrame:
         """The largest entry of the cross-entropy's gradient at each clean image (`gradient`): the
@@ -211,3 +228,11 @@ class Probe:
         passes = NOISE_TRIES * len(images) * (NOISE_DRAWS if is_randomized(self.model) else 1)
         crafted = Crafted(pixels, main.model_copy(update={"steps": 0}), Cost(passes))
         return self._rows("probe_noise", crafted, torch.arange(len(images)))
+
+
+@torch.no_grad()
+def _repeats(model: nn.Module, images: Tensor) -> bool:
+    """Whether a model answers images the same twice, but for rounding."""
+    given = images.to(device_of(model))
+    with undisturbed(given.device):
+        return torch.allclose(model(given), model(given), 1e-5, 1e-5)

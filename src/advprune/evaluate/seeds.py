@@ -79,8 +79,13 @@ def seeded_points(
             clean = [right(one, "clean") for one in whole]
             area = np.stack([one.distance for one in whole]).clip(0, 2 * eps) / (2 * eps)
             names = [name.removeprefix(FROM_DENSE) if key == DENSE else name for name in tried]
-            sent = [right(one[one.attack == name]) for _, one in by_seed for name in names]
-            tables = np.stack(clean), np.stack([right(one) for one in whole]), area, np.array(sent)
+            there = [right(one[one.attack == name]) for _, one in by_seed for name in names]
+            tables = (
+                np.stack(clean),
+                np.stack([right(one) for one in whole]),
+                area,
+                np.array(there),
+            )
             zeros = float(by_seed.sparsity.first().mean())
             # A bare number is a sparsity.
             chosen = setting if isinstance(setting, dict) else {"sparsity": setting}

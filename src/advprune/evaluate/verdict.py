@@ -124,6 +124,10 @@ def honest_gradients(evidence: Evidence) -> Iterator[Check]:
     if tables := [table for table in found if table is not None]:
         what = "an attack by answers alone"
         yield _added(evidence, pd.concat(tables), "estimated gradients", what)
+    if records.step_error.isna().all():
+        bad = "its draws cannot be fixed: they are of no global random state"
+        yield Check(name, DOUBT, "not compared", bad)
+        return
     wrong, bent = _errors(records)
     unlike = "the answers do not follow the derivative"
     yield _by_share(f"{name}, over a step", bent, unlike, BENT)

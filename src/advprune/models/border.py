@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.modules import module as of_all
 
 from advprune.core.device import device_of
-from advprune.core.errors import InputError, arisen
+from advprune.core.errors import InputError, with_place
 from advprune.models.copies import HOOKS, hooked, is_plain, plain_copy, unshared
 from advprune.models.stochastic import Drawn, is_randomized, states, undisturbed
 
@@ -143,7 +143,7 @@ def logits_of(who: str, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     try:
         logits = model(given)
     except (Exception, SystemExit) as error:  # whatever the model's code does
-        fails = f"the model fails on images {list(images.shape)}: {arisen(error)}"
+        fails = f"the model fails on images {list(images.shape)}: {with_place(error)}"
         raise InputError(f"{who}: {fails}") from error
     # torch counts what is written into a tensor.
     changed = "the model changes its input in place; let it work on a copy"

@@ -93,7 +93,7 @@ def macs_of(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     return sum(counts)
 
 
-def met(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, torch.Tensor]:
+def reached_places(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, torch.Tensor]:
     """By convolution, which places of its filters `[kh, kw]` ever meet a value on such images."""
     found: dict[str, torch.Tensor] = {}
 
@@ -116,7 +116,7 @@ def met(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, torch.
 def inert_of(model: nn.Module, image_shape: tuple[int, int, int]) -> float:
     """Share of the weights and biases of `model` that are inert on images `[C, H, W]`."""
     idle, learned = 0, dict(model.named_parameters())
-    for name, places in met(model, image_shape).items():
+    for name, places in reached_places(model, image_shape).items():
         if (weight := learned.get(f"{name}.weight")) is not None:  # it may be a buffer
             idle += int((~places).sum()) * weight[:, :, 0, 0].numel()
     return idle / max(sum(p.numel() for p in learned.values()), 1)

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from advprune.core.errors import InputError, UserError, arisen
+from advprune.core.errors import InputError, UserError, with_place
 from advprune.core.memory import bounded_memory
 from advprune.core.networks import collection_of
 from advprune.models.benchmarks import MAKERS
@@ -209,7 +209,7 @@ def imported(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except (Exception, SystemExit) as error:  # whatever the user's code does
-        raise UserError(f"{module} cannot be imported: {arisen(error)}") from error
+        raise UserError(f"{module} cannot be imported: {with_place(error)}") from error
 
 
 def _called(
@@ -222,7 +222,7 @@ def _called(
         raise
     except (Exception, SystemExit) as error:  # whatever that code does
         words = ", ".join(f"{key}={value!r}" for key, value in options.items())
-        raise UserError(f"{name}, called with {words}: {arisen(error)}") from error
+        raise UserError(f"{name}, called with {words}: {with_place(error)}") from error
     if not isinstance(made, nn.Module):
         raise UserError(f"{name} returned {type(made).__name__}, not an nn.Module")
     return made

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from advprune.core.errors import InputError, UserError, arisen
+from advprune.core.errors import InputError, UserError, with_place
 from advprune.models.border import MANY, sum_to_one
 from advprune.models.stochastic import is_randomized
 
@@ -86,14 +86,14 @@ def asked(answer: Answer, images: torch.Tensor) -> torch.Tensor:
         raise
     except Exception as error:  # whatever the user's code does
         shape = list(images.shape)
-        raise InputError(f"target: it fails on images {shape}: {arisen(error)}") from error
+        raise InputError(f"target: it fails on images {shape}: {with_place(error)}") from error
 
 
 def target_of(answer: Answer, images: torch.Tensor, classes: int = 0) -> Target:
     """The target of a function from images `[N, C, H, W]` in [0, 1], float32, to scores `[N,
     classes]` or labels `[N]`: tensors, arrays or lists. images: some that it is tried on. classes:
-    the least number of classes, where only labels are answered. InputError for other answers, and where they
-    change from call to call."""
+    the least number of classes, where only labels are answered. InputError for other answers, and
+    where they change from call to call."""
     few = images[:MANY].cpu()
     said = asked(answer, few)
     labels = said.ndim == 1

@@ -98,7 +98,7 @@ class Gate:
         return not self.failures
 
 
-def code(text: Any) -> str:
+def as_code(text: Any) -> str:
     """Text from files as code in GitHub's Markdown, in which no markup, link or mention acts."""
     shown = "".join(sign if sign.isprintable() and sign not in "`|" else "?" for sign in str(text))
     return f"`{shown or '?'}`"
@@ -106,7 +106,7 @@ def code(text: Any) -> str:
 
 def quoted(text: Any) -> str:
     """A name as it is; any other text as code."""
-    return text if isinstance(text, str) and PLAIN.fullmatch(text) else code(text)
+    return text if isinstance(text, str) and PLAIN.fullmatch(text) else as_code(text)
 
 
 def judge_trees(
@@ -118,7 +118,7 @@ def judge_trees(
     made = recomputed(params) if recompute else here.revision(active)
     if made is None:
         raise UserError(f"there are no results in reports/{active}; run `dvc repro`")
-    found, base = [], f"{code(there.where[:-1])} ({str(there.commit)[:7]})"
+    found, base = [], f"{as_code(there.where[:-1])} ({str(there.commit)[:7]})"
     for name in [active] if only else dict.fromkeys([active, *there.profiles, *here.profiles]):
         after = made if name == active else here.revision(name)
         judged = judge(there.revision(name) or Revision({}), after or Revision({}), rules, order)
@@ -128,7 +128,7 @@ def judge_trees(
             if by not in rules.allow
         ]
         judged = replace(judged, failures=judged.failures + failures)
-        found.append((f"Robustness of {code(name)} against {base}", judged))
+        found.append((f"Robustness of {as_code(name)} against {base}", judged))
     models = {row.name for _, one in found for row in one.rows}
     if unknown := sorted(set(rules.floors) - {""} - models):
         raise UserError(f"--floor: there is no model {unknown[0]!r}; check its name")
@@ -144,11 +144,11 @@ def judge_trees(
         failures, warnings = [*judged.failures], [*judged.warnings]
         for model, names in differ.items():
             more = [f"{len(names) - SHOWN} more"] if len(names) > SHOWN else []
-            shown = listed([*map(code, names[:SHOWN]), *more])
+            shown = listed([*map(as_code, names[:SHOWN]), *more])
             wrong = failures if alike and model not in rules.allow else warnings
             wrong.append(f"{quoted(model)}: the records give another {shown}.")
         judged = replace(judged, failures=failures, warnings=warnings)
-        found.append((f"Records of {code(active)} against its results.csv", judged))
+        found.append((f"Records of {as_code(active)} against its results.csv", judged))
     return found
 
 

@@ -4,7 +4,6 @@ from collections import Counter
 
 from advprune.evaluate.compare import NOT_SIGNIFICANT
 from advprune.evaluate.measures import clean_accuracy, remnant_accuracy
-from advprune.evaluate.robust import union
 from advprune.evaluate.statistics import median_distance
 from advprune.evaluate.verdict import RELIABLE
 from advprune.report.formats import budget, counted, kind_of, listed, p_text, rate_text
@@ -37,14 +36,14 @@ def scope(run: Run) -> str:
 
 
 def effect(run: Run) -> str:
-    """How many compressed models differ from their dense network in distance. Robust accuracy at
+    """How many models differ from their dense network in distance. Robust accuracy at
     one budget says nothing where both models are at 0 or at 100 %."""
     what = "Distance (the smallest change of an image that fools a model)"
     return _counted(run, f"{what} is significantly", "distance", "larger", "smaller", ".")
 
 
 def accuracy(run: Run) -> str:
-    """How many compressed models differ from their dense network in robust accuracy."""
+    """How many models differ from their dense network in robust accuracy."""
     against = against_dense(run).values()
     floor = [one for one in against if not one.robust.first.hits and not one.robust.second.hits]
     larger, smaller = (
@@ -60,7 +59,7 @@ def accuracy(run: Run) -> str:
 
 
 def _counted(run: Run, what: str, test: str, up: str, down: str, end: str) -> str:
-    """For how many compressed models a test of `Against` shows a difference from their dense
+    """For how many models a test of `Against` shows a difference from their dense
     network, in either direction, and for how many none or nothing; empty without models."""
     tests = {model: getattr(one, test) for model, one in against_dense(run).items()}
     above = [model for model, one in tests.items() if one.better]
@@ -73,7 +72,7 @@ def _counted(run: Run, what: str, test: str, up: str, down: str, end: str) -> st
     left = [model for model in tests if model not in (*above, *below, *same)]
     parts = [
         f"{up} than the dense network's for {len(above) or 'none'} of "
-        f"{counted(len(tests), 'compressed model')}{_named(run, above)}",
+        f"{counted(len(tests), 'other model')}{_named(run, above)}",
         f"{down} for {len(below) or 'none'}{_named(run, below)}",
         f"not significantly different for {len(same) or 'none'}",
     ]
@@ -114,19 +113,19 @@ def price(run: Run) -> str:
     tests = {model: against.clean for model, against in against_dense(run).items()}
     lost = [model for model, test in tests.items() if test.differs and not test.better]
     if not lost:
-        return "No compressed model has a significantly lower clean accuracy." if tests else ""
+        return "No other model has a significantly lower clean accuracy." if tests else ""
     most = min(lost, key=lambda model: tests[model].difference)
     loss = kind_of("difference").text(tests[most].difference)
     sparsity = kind_of("sparsity").text(most.card["sparsity"])
     return (
         f"Clean accuracy is significantly lower for {len(lost)} of "
-        f"{counted(len(tests), 'compressed model')}, most for {most.name}: {loss} points at "
+        f"{counted(len(tests), 'other model')}, most for {most.name}: {loss} points at "
         f"{sparsity} % sparsity."
     )
 
 
 def transfer(run: Run) -> str:
-    """Whether the main attack on the dense network overstates the robustness of compressed models,
+    """Whether the main attack on the dense network overstates the robustness of other models,
     beside the same attack on the models themselves."""
     targets = {one: one.transferred(run.main) for one in run.compressed}
     known = {one: there for one, there in targets.items() if len(there)}
@@ -134,15 +133,14 @@ def transfer(run: Run) -> str:
     tests = jointly({one: compared(run, there, direct[one]) for one, there in known.items()})
     higher = sum(test.better for test in tests.values())
     if not higher:
-        none = "Transfer attacks overstate robustness significantly for no compressed model."
+        none = "Transfer attacks overstate robustness significantly for no other model."
         return none if tests else ""
     model, test = max(tests.items(), key=lambda item: item[1].difference)
-    total = counted(len(tests), "compressed model")
+    total = counted(len(tests), "other model")
     return (
         f"Transfer attacks overstate robustness for {higher} of {total}, most for {model.name}: "
-        f"{rate_text(test.first)} accuracy on images that {run.main} crafts on its dense network, but "
-        f"{rate_text(test.second)} when it is attacked directly, by {run.main} as well "
-        f"({p_text(test.p)})."
+        f"{rate_text(test.first)} accuracy on images that {run.main} crafts on its dense network, "
+        f"but {rate_text(test.second)} when {run.main} attacks it directly ({p_text(test.p)})."
     )
 
 

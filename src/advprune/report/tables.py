@@ -110,15 +110,20 @@ def against_dense(run: Run) -> dict[Model, Against]:
 
     A model of significantly lower clean accuracy that beats the dense network is compared with a
     control instead: of equal clean accuracy and the same dense network, neither its parent nor made
-    from it. Numbers of models in doubt are upper bounds, on which no outcome rests.
+    from it. Numbers of models in doubt are upper bounds, on which no outcome rests, and so are the
+    distances of randomized models, on which the search is less certain.
     """
 
     def distances(own: pd.DataFrame, other: pd.DataFrame) -> DistanceComparison:
         return compare_distances(own.distance.to_numpy(), other.distance.to_numpy())
 
     def bounded(test: Some, one: Model, dense: Model) -> Some:
-        other = run.by_name.get(test.control, dense)
-        return replace(test, bounds=(run.in_doubt(one), run.in_doubt(other)))
+        pair, far = (
+            (one, run.by_name.get(test.control, dense)),
+            isinstance(test, DistanceComparison),
+        )
+        first, second = (run.in_doubt(m) or (far and m.kind == "randomized") for m in pair)
+        return replace(test, bounds=(first, second))
 
     found: dict[Model, Against] = {}
     for dense in run.roots:

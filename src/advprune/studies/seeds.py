@@ -120,10 +120,10 @@ def seeds(settings: SeedsSettings, given: Given) -> Tables:
             work = replace(given.work, seed=seed)
             table = attacked(name, model.to(given.device), given.test, attacks, work)
             if settings.transfer and point != DENSE:
-                sent = {(DENSE, FROM_DENSE + main): images_of(seed)}
-                carried = transfer_records(model, *given.test, sent, work)
+                crafted = {(DENSE, FROM_DENSE + main): images_of(seed)}
+                transferred = transfer_records(model, *given.test, crafted, work)
                 known = given.profile.table()[main]
-                table = pd.concat([table, carried.assign(eps=known.eps, steps=known.steps)])
+                table = pd.concat([table, transferred.assign(eps=known.eps, steps=known.steps)])
             return table.assign(**facts, sparsity=sparsity_of(model), **whose)
 
         def history() -> pd.DataFrame:

@@ -64,7 +64,7 @@ class Gate(nn.Module):
     @property
     def kept(self) -> torch.Tensor:
         """Which channels are on without noise, bool `[C]`."""
-        return some(self.logits.detach())
+        return open_channels(self.logits.detach())
 
     def forward(self, noise: torch.Generator) -> torch.Tensor:
         """0 or 1 for each channel; noise is drawn on the CPU."""
@@ -74,11 +74,11 @@ class Gate(nn.Module):
             return 1 + 0 * self.logits
         uniform = torch.rand(len(self.logits), generator=noise, dtype=torch.float64)
         steep = self.beta * self.logits + uniform.logit(eps=1e-12).to(self.logits)
-        self.on = some(steep.detach())
+        self.on = open_channels(steep.detach())
         return straight_through(steep.sigmoid(), self.on.to(steep.dtype))
 
 
-def some(logits: torch.Tensor) -> torch.Tensor:
+def open_channels(logits: torch.Tensor) -> torch.Tensor:
     """Which logits are above zero; the largest where none is."""
     on = logits > 0
     on[logits.argmax()] = True

@@ -28,7 +28,8 @@ def distances(run: Run) -> Parts:
             "Against the dense network",
             "Robust accuracy and distance minus those of the dense network, or of the control that "
             "the leaderboard names, on the same images (McNemar's test; Hodges–Lehmann estimate "
-            f"and Wilcoxon's test; {measured}). {ZERO} {AREA}. "
+            f"and Wilcoxon's test; {measured}). Quantized, binary, clamped and randomized models "
+            f"face attacks that their dense network does not. {ZERO} {AREA}. "
             f"{explained('all models of a dense network')} The band of the figures is the dense "
             "network's 95 % interval.",
             table_of(run),

@@ -35,20 +35,25 @@ def leaderboard(run: Run) -> Parts:
         "Leaderboard",
         f"Robust: the share of images that nothing within the budget breaks ({main.norm}, eps "
         f"{budget(main.eps)}, n = {run.n}; 95 % Wilson interval). Distance: the median of the "
-        f"smallest changes found that fool the model.{compared if run.compressed else ''}",
+        "smallest changes found that fool the model; an image that only attacks at the budget fool "
+        f"counts with the budget.{compared if run.compressed else ''}",
         with_bounds(table, BOARD),
     )
     yield Part("Size, cost and calibration", table=table[[*SIZES]], folded=True)
     attacks = [name for name in map(str, table.columns) if name.startswith(ATTACK)]
     randomized = (
-        " Randomized models are scored by mean logits; the last columns score a single draw, and "
-        "count an image as broken only if at least 9 of 10 draws are wrong."
+        " On randomized models each attack works on all images. They are scored by mean logits; "
+        "the last columns score a single draw, and count an image as broken only if at least 9 of "
+        "10 draws are wrong."
     )
     columns = ("model", *attacks, "robust_accuracy", *WAYS.values())
     yield Part(
         "Accuracy under each attack",
-        "Each kind of model has attacks of its own; robust accuracy is the worst case per image."
-        + randomized * bool((table.kind == "randomized").any()),
+        "Each kind of model has attacks of its own; robust accuracy is the worst case per image. "
+        "Some attacks work only on images that those before them did not break (after in "
+        "params.yaml): their columns say what is left after all of them."
+        + randomized
+        * bool((table.kind == "randomized").any()),
         with_bounds(table.rename(columns=WAYS), columns),
         folded=True,
     )

@@ -2,7 +2,7 @@
 
 Weiss et al., Hardening DNNs against Transfer Attacks during Network Compression using Greedy
 Adversarial Pruning (2022): networks compressed by GAP resist images crafted on their uncompressed
-parents. The control is random pruning at the nearest clean accuracy.
+parents. The control is random pruning at the same setting, or at the nearest clean accuracy.
 """
 
 from dataclasses import dataclass
@@ -70,8 +70,9 @@ def masks(run: Run) -> Parts:
     )
     yield Part(
         "GAP against random pruning",
-        "Accuracy on images crafted on the dense network, compared with random pruning at "
-        f"the setting nearest in clean accuracy (McNemar). {explained('all settings and attacks')} "
+        "Accuracy on images crafted on the dense network, compared with random pruning (McNemar) "
+        "at the same setting or, where clean accuracies differ significantly, at the one nearest "
+        f"in clean accuracy. {explained('all settings and attacks')} "
         "Unmatched: clean accuracies differ significantly or are at chance.",
         against_control(run, found),
     )
@@ -100,8 +101,8 @@ def by_family(run: Run) -> dict[str, list[Point]]:
     for name, study in studies.items():
         for (family, order), rows in run.studies[name].groupby(["family", "order"], sort=False):
             own = grouped(rows, "attack")
-            sent = [attack for attack in own if attack.startswith(FROM_DENSE)]
-            there = {attack.removeprefix(FROM_DENSE): own.pop(attack) for attack in sent}
+            crafted = [attack for attack in own if attack.startswith(FROM_DENSE)]
+            there = {attack.removeprefix(FROM_DENSE): own.pop(attack) for attack in crafted}
             given, sparsity = study.points[family][order], float(rows.sparsity.iloc[0])
             points.append(Point(str(family), given, sparsity, own, there))
     families = dict.fromkeys(point.family for point in points)
@@ -109,11 +110,14 @@ def by_family(run: Run) -> dict[str, list[Point]]:
 
 
 def nearest(run: Run, point: Point, controls: list[Point]) -> Point:
-    """The control of the nearest clean accuracy; in a tie, the one at the same setting."""
+    """The control at the same setting, where the clean accuracies do not differ significantly; else
+    the one of the nearest clean accuracy."""
+    own = point.white[run.main]
 
-    def distance(control: Point) -> tuple[int, bool]:
-        hits = [clean_accuracy(one.white[run.main]).hits for one in (control, point)]
-        return abs(hits[0] - hits[1]), control.setting != point.setting
+    def distance(control: Point) -> tuple[bool, int]:
+        other = control.white[run.main]
+        same = control.setting == point.setting and not compared(run, own, other, "clean").differs
+        return not same, abs(clean_accuracy(own).hits - clean_accuracy(other).hits)
 
     return min(controls, key=distance)
 

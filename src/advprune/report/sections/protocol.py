@@ -34,15 +34,16 @@ def protocol(run: Run) -> Parts:
         f"{settings.draws} draws, the iterative attack "
         f"({counted(settings.iterative.steps, 'step')} of "
         f"{counted(settings.iterative.draws, 'draw')}), and per image the worst of the adaptive "
-        f"attacks of a budget. {explained('the budgets of an attack')}",
+        "attacks of a budget. Predictions are mean probabilities of these draws under FGSM and "
+        "without attack, as published, otherwise mean logits of "
+        f"{run.params.attack.score_draws} draws. {explained('the budgets of an attack')}",
         gains(run, found),
     )
     yield Part(
         "Adaptive attacks",
         "Scored by mean logits, by a single draw, and with an image counted as broken only if at "
-        "least 9 of 10 draws are wrong. Passes are per image. Predictions average fewer draws than "
-        "above. The worst case is chosen by other draws than those that score it, so it can lie "
-        "above a single attack.",
+        "least 9 of 10 draws are wrong. Passes are per image. The worst case is chosen by "
+        "other draws than those that score it, so it can lie above a single attack.",
         adaptive_table(run, found),
     )
     yield from iterative(pd.concat([one.rows for one in found]), "of", "member")

@@ -19,12 +19,15 @@ def strength(run: Run) -> Parts:
         found = json.loads(path.read_text(encoding="utf-8"))
         if found["profile"] != run.params.profile:
             continue
+        table = pd.DataFrame(found["rows"])
+        alone = ["broken by these alone", "broken by AutoAttack alone"]
+        table[alone] = table[alone].astype("Int64").where(table.attacks != "AutoAttack")
         yield Part(
             "Beside AutoAttack",
-            "suite: the attacks of the suite alone; everything: with tables, curves and probes too; AutoAttack: "
-            f"the official one (standard) on the same images (bench/{path.name}). Passes: forward "
-            f"and backward, per image. {found['about']}",
-            pd.DataFrame(found["rows"]),
+            "suite: the attacks of the suite alone; everything: with tables, curves and probes "
+            f"too; AutoAttack: the official one (standard) on the same images (bench/{path.name}). "
+            f"Passes: forward and backward, per image. {found['about']}",
+            table,
         )
 
 

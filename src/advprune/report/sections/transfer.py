@@ -66,7 +66,7 @@ def scenarios(run: Run) -> pd.DataFrame:
             # Chosen by other draws of a randomized model than those that score it.
             worst = min(tried, key=lambda t: (t.chosen_margin > 0).mean() if len(t) else inf)
             row[f"accuracy:from {name}"] = remnant_accuracy(worst).value
-        sent, attacks = model.transfers.items(), run.transfer_attacks
-        union = worst_of({key: table for key, table in sent if key[1] in attacks})
+        every, attacks = model.transfers.items(), run.transfer_attacks
+        union = worst_of({key: table for key, table in every if key[1] in attacks})
         rows.append(row | rated("accuracy:all sources", remnant_accuracy(union)))
     return pd.DataFrame(rows)
