@@ -87,20 +87,8 @@ def init(own: Profile, made: Made) -> None:
         raise UserError(f"--{error}") from error
     home, here = project(), Path.cwd()
     code = [str(f.relative_to(here)) for f in code_files(made.factory) if f.is_relative_to(here)]
-    text = Template(TEMPLATE.read_text("utf-8")).substitute(
-        root=json.dumps(str(own.data), ensure_ascii=False),
-        size=json.dumps(own.size),
-        eps=own.eps,
-        network=f"{'factory' if made.factory else 'architecture'}: {made.name}",
-        normalize=json.dumps(own.normalize),
-        weights=json.dumps(
-            {"standard": {"path": str(own.weights)}} if own.weights else {}, ensure_ascii=False
-        ),
-    )
-    left_out = set(re.findall(r"^(\w+):", text, re.MULTILINE))
-    shipped = SECTION.finditer((home / FILE).read_text("utf-8"))
     written = {
-        FILE: text + "".join(one[0] for one in shipped if one[1] not in left_out),
+        FILE: _params(own, made, (home / FILE).read_text("utf-8")),
         "dvc.yaml": _stages((home / "dvc.yaml").read_text("utf-8"), code),
         PINNED: f"{EXTRA}=={advprune.__version__}\n",
     }
@@ -121,6 +109,22 @@ def init(own: Profile, made: Made) -> None:
     if WRITING.parent in new:
         shutil.rmtree(WRITING.parent)  # of temporary files, and empty
     print(f"wrote {', '.join((FILE, 'dvc.yaml', STAGES, PINNED))}; now run `dvc repro`")
+
+
+def _params(own: Profile, made: Made, shipped: str) -> str:
+    """params.yaml: the profile, then what the shipped one says about everything else."""
+    text = Template(TEMPLATE.read_text("utf-8")).substitute(
+        root=json.dumps(str(own.data), ensure_ascii=False),
+        size=json.dumps(own.size),
+        eps=own.eps,
+        network=f"{'factory' if made.factory else 'architecture'}: {made.name}",
+        normalize=json.dumps(own.normalize),
+        weights=json.dumps(
+            {"standard": {"path": str(own.weights)}} if own.weights else {}, ensure_ascii=False
+        ),
+    )
+    own_sections = set(re.findall(r"^(\w+):", text, re.MULTILINE))
+    return text + "".join(m[0] for m in SECTION.finditer(shipped) if m[1] not in own_sections)
 
 
 def _check_profile(eps: str) -> None:
