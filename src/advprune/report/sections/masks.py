@@ -156,7 +156,7 @@ def curves(run: Run, found: dict[str, list[Point]]) -> pd.DataFrame:
 
 
 def against_control(run: Run, found: dict[str, list[Point]]) -> pd.DataFrame:
-    """One row per plain setting of GAP and attack, beside random pruning of nearest clean accuracy;
+    """One row per plain setting of GAP and attack, beside its control (`nearest`);
     only those of equal clean accuracy are tests of the question."""
     rows: list[tuple[Row, Comparison | None]] = []
     found = {key: [p for p in own if len(p.transferred[run.main])] for key, own in found.items()}
