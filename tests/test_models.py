@@ -355,6 +355,8 @@ def test_two_networks_or_tensors_of_one_name_are_never_chosen_between(tensors, t
         {"model": tensors, "mean": torch.ones(3), "std": torch.ones(3)},
         {"model": tensors, "optimizer": {"m": {**tensors}, "t": 3}},
         {"optimized": tensors},
+        {"state_dict": tensors, "param_groups": [{"lr": 0.1}]},
+        {"net": tensors, "optimizerG": {"exp_avg": {**tensors}}, "optim1": {**tensors}},
     ):
         torch.save(content, path)
         assert read_weights(path)[0].keys() == tensors.keys()

@@ -103,6 +103,8 @@ def test_all_budgets_of_a_profile_follow_its_eps():
         loaded(*long)
     own = loaded(*long, ("profiles/digits/train/eps", "8/255")).active()
     assert (own.eps, own.train.eps) == (1.5, 8 / 255)
+    with pytest.raises(UserError, match="protocol: the protocol is of Linf, this profile of L2"):
+        checked(loaded(*long, ("profiles/digits/train/eps", "8/255")))
 
 
 def test_a_profile_overrides_key_by_key():
@@ -199,13 +201,22 @@ def test_a_profile_overrides_key_by_key():
             ["within: name distance before apgd_near in"],
         ),
         (
+            "profiles/digits/suite",
+            {"randomized": ["distance", "apgd_near"]},
+            ["within: take apgd_near out of suite.randomized"],
+        ),
+        (
             "profiles/digits/suite/randomized",
             ["distance", "apgd_near"],
             ["take apgd_near out of suite.randomized"],
         ),
         ("studies/seeds/attacks", ["apgd_near"], ["studies.seeds.attacks: apgd_near begins"]),
         ("studies/seeds/attacks", ["far"], ["studies.seeds.attacks: 'far' is not among field"]),
-        ("profiles/digits/norm", "L2", ["protocol: the protocol is of Linf, this profile of L2"]),
+        (
+            "profiles/digits/norm",
+            "L2",
+            ["digits.train.eps: write the budget of training, which is in"],
+        ),
         ("attacks/x", ADAM | {"norm": "L2"}, ["attacks.x.adam: of Linf alone; leave it out"]),
         ("attacks/x", ADAM | {"momentum": 1}, ["attacks.x", "adam has a momentum of its own"]),
         ("studies/seeds/of", "E-robust", ["studies.seeds.of: E-robust is no dense network"]),

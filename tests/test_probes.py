@@ -20,7 +20,7 @@ from advprune.evaluate.craft import craft, rows
 from advprune.evaluate.evidence import white_box
 from advprune.evaluate.honesty import slope_errors
 from advprune.evaluate.measures import remnant_accuracy
-from advprune.evaluate.probes import NES, Probe, passes_of, stronger
+from advprune.evaluate.probes import NES, Probe, _repeats, passes_of, stronger
 from advprune.evaluate.records import Work
 from advprune.evaluate.verdict import Evidence, dishonest, verdict
 from advprune.models.border import admitted
@@ -312,6 +312,24 @@ def test_draws_that_cannot_be_fixed_leave_a_doubt(attacked):
     assert found.level == "suspect", found.against
     (check,) = (check for check in found.against if check.name == "wrong gradients")
     assert check.figure == "not compared" and "cannot be fixed" in check.reason
+
+
+class Late(nn.Module):
+    """Answers as ever, but in the sixth pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.passes = 0
+
+    def forward(self, x):
+        self.passes += 1
+        return x.flatten(1) + (self.passes == 6)
+
+
+def test_two_equal_answers_do_not_show_that_draws_are_fixed():
+    assert not _repeats(Late(), torch.zeros(2, 1, 2, 2)) and _repeats(
+        nn.Flatten(), torch.zeros(2, 1)
+    )
 
 
 @pytest.mark.parametrize("family", [{"SAP": 1.0}, {"dropout": 0.1}, {"RNA": 0.1}], ids=str)

@@ -139,7 +139,7 @@ def resolve(shared: Mapping[str, Any], profile: Mapping[str, Any], where: str) -
     for one in (found["curves"], protocol):
         if isinstance(budgets := one.get("eps"), list):
             one["eps"] = [relative(budget, eps) for budget in budgets]
-    if eps > 1 and "eps" not in own["train"]:
+    if profile.get("norm") == "L2" and "eps" not in own["train"]:
         raise UserError(f"{where}.train.eps: write the budget of training, which is in Linf")
     found["train"] = {**own["train"], "eps": relative(own["train"].get("eps", eps), eps)}
     return parse(Profile, {**profile, **found, "eps": eps}, where)

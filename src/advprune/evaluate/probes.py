@@ -46,6 +46,7 @@ NOISE_DRAWS = 2  # of a randomized model, for choosing the worst try; it is scor
 STARTS = 3  # of the stronger probe, at least
 NES = {"steps": 20, "samples": 16, "draws": 5}
 HONESTY_IMAGES = 100  # the first ones
+REPEATED = 20  # passes that show whether draws are fixed
 FIXED_IMAGES = 25  # of a model with its draws fixed, which takes a pass for each image
 
 
@@ -232,7 +233,8 @@ class Probe:
 
 @torch.no_grad()
 def _repeats(model: nn.Module, images: Tensor) -> bool:
-    """Whether a model answers images the same twice, but for rounding."""
+    """Whether a model answers images the same every time, but for rounding."""
     given = images.to(device_of(model))
     with undisturbed(given.device):
-        return torch.allclose(model(given), model(given), 1e-5, 1e-5)
+        first = model(given)
+        return all(torch.allclose(first, model(given), 1e-5, 1e-5) for _ in range(REPEATED))

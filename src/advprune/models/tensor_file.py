@@ -25,7 +25,7 @@ KINDS = {
 LONGEST_NAME = 300  # of a tensor
 LARGEST = 1 << 48  # numbers, also of a shape without any: torch computes strides all the same
 USUAL = {"state_dict", "net", "model", "model_state_dict", "model_state", "network", "weights"}
-OPTIMIZER = re.compile(r"optim(izers?)?(_|$)")  # in the key of its state
+OPTIMIZER = re.compile(r"optim(izers?)?([_A-Z\d]|$)")  # in the key of its state
 # Put before every name by data-parallel training, by torch.compile, by modules around a network.
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 WRAPPERS = ("module", "_orig_mod")  # parts of a name that a wrapper of an inner layer adds
@@ -92,9 +92,10 @@ def _state_dicts(content: Any) -> dict[str, dict[Any, Any]]:
         parts = held if isinstance(held, dict) else dict(enumerate(held))
         inside = {str(n): one for n, one in parts.items() if isinstance(one, dict | list | tuple)}
         count = sum(torch.is_tensor(value) and value.ndim > 0 for value in parts.values())
-        if held is parts and count and 2 * count >= len(held) and not USUAL & inside.keys():
+        usual = USUAL & {n for n, one in inside.items() if isinstance(one, dict)}
+        if held is parts and count and 2 * count >= len(held) and not usual:
             found[key] = held
-        elif "param_groups" not in inside:  # of an optimizer
+        elif not {"state", "param_groups"} <= inside.keys():  # of an optimizer
             named = {n: one for n, one in inside.items() if not OPTIMIZER.search(n)}
             waiting += [(f"{key}.{n}".lstrip("."), one) for n, one in named.items()]
     most = max(map(len, found.values()), default=0)

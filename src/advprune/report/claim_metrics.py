@@ -72,7 +72,7 @@ def falls_behind(run: Run, claim: Claim) -> bool:
 def transfer(run: Run, claim: Claim) -> Compared:
     """Accuracy on images that `attack` crafted on the dense network; of that itself, white-box.
 
-    matched: the control is the setting of its family that `nearest` chooses by clean accuracy.
+    matched: the control is the setting of its family that `nearest` chooses.
     """
     first, second = arms(run, claim)
     name = claim.attack or run.main

@@ -129,14 +129,16 @@ def judge_trees(
         ]
         judged = replace(judged, failures=judged.failures + failures)
         found.append((f"Robustness of {as_code(name)} against {base}", judged))
+    committed = here.revision(active)
     models = {row.name for _, one in found for row in one.rows}
+    models |= {*(committed.results if committed else ())}  # their records may be gone
     if unknown := sorted(set(rules.floors) - {""} - models):
         raise UserError(f"--floor: there is no model {unknown[0]!r}; check its name")
     profiles = {*params.profiles, *there.profiles, *here.profiles}
     if unknown := sorted({*rules.allow} - {IMAGES, SETTINGS} - profiles - models):
         what = "model, profile or change"
         raise UserError(f"--allow: there is no {what} {unknown[0]!r}; check its name")
-    if recompute and (committed := here.revision(active)):
+    if recompute and committed:
         judged = judge(committed, made, Rules(rules.alpha, allow=rules.allow), order)
         differ = differences(committed, made)
         # Where every image came out alike, nothing else may differ; else the processor is another.

@@ -66,8 +66,8 @@ def claims(run: Run) -> Parts:
         f"{counted(len(found), 'claim')}: {', '.join(counts)}. Each compares a model with its "
         f"control. {explained(f'all {tests} tested claims')} Threshold: the least difference that "
         "supports the claim or, where none is claimed, the largest that still counts as none; p is "
-        "then that of an equivalence test. Refuted: the interval excludes the claim, in its regime "
-        "(the least that a run needs; "
+        "then that of an equivalence test or, where it is smaller, of being lower. Refuted: the "
+        "interval excludes the claim, in its regime (the least that a run needs; "
         f"{reached} of {tests} tests meet it) and with the method's own criteria met. A command "
         "replaces params.yaml and the report of its profile; git checkout params.yaml dvc.lock "
         "reports metrics brings them back.",
